@@ -1,0 +1,2 @@
+//! Names, types and client proxies of the bus interface `org.ckpt`.
+#![forbid(unsafe_code)]

@@ -1,0 +1,4 @@
+//! `ckptctl`, the command line of ckpt.
+#![forbid(unsafe_code)]
+
+fn main() {}

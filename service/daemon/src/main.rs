@@ -1,0 +1,4 @@
+//! The checkpoint daemon.
+#![forbid(unsafe_code)]
+
+fn main() {}

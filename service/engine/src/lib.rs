@@ -1,0 +1,2 @@
+//! Checkpoint and restore of groups: blocking, silent, returns events.
+#![forbid(unsafe_code)]

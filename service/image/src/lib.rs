@@ -1,0 +1,2 @@
+//! The on-disk format of checkpoints.
+#![forbid(unsafe_code)]

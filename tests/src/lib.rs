@@ -1,0 +1,1 @@
+//! The throwaway machine, victims and integration tests.
