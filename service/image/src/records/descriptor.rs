@@ -1,0 +1,80 @@
+use serde::{Deserialize, Serialize};
+
+use super::{DescriptionId, FdTableId, Pid, UnitIndex};
+
+/// One descriptor table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FdTableRecord {
+    /// Its own number.
+    pub id: FdTableId,
+    /// The descriptors, ascending by number.
+    pub descriptors: Vec<DescriptorRecord>,
+    /// POSIX record locks (fcntl(2) F_SETLK), which belong to the table.
+    pub posix_locks: Vec<FileLock>,
+}
+
+/// One descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DescriptorRecord {
+    /// Its number.
+    pub fd: i32,
+    /// FD_CLOEXEC.
+    pub cloexec: bool,
+    /// The open file description.
+    pub description: DescriptionId,
+}
+
+/// A lock on a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileLock {
+    /// A description through which it can be set again.
+    pub description: DescriptionId,
+    /// F_RDLCK or F_WRLCK (flock: LOCK_SH or LOCK_EX as those).
+    pub kind: i32,
+    /// First byte.
+    pub start: u64,
+    /// Length, 0 to the end of the file.
+    pub len: u64,
+}
+
+/// One open file description.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DescriptionRecord {
+    /// Its own number.
+    pub id: DescriptionId,
+    /// The unit in whose namespaces it is made again.
+    pub unit: UnitIndex,
+    /// Access mode and status flags (F_GETFL), without creation flags.
+    pub flags: u32,
+    /// File offset.
+    pub offset: u64,
+    /// F_GETOWN_EX and F_GETSIG where set.
+    pub owner: Option<OwnerRecord>,
+    /// Its kind, with all that kind needs.
+    pub kind: DescriptionKind,
+}
+
+/// Who gets SIGIO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerRecord {
+    /// F_OWNER_TID, F_OWNER_PID or F_OWNER_PGRP.
+    pub kind: i32,
+    /// The id.
+    pub pid: Pid,
+    /// F_SETSIG, 0 for SIGIO.
+    pub signal: i32,
+}
+
+/// The kinds of open file descriptions; each has a file of its own in the engine, `kinds/`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum DescriptionKind {
+    /// A file by its record: regular, directory, device node, symlink or FIFO opened with O_PATH.
+    File {
+        /// The file.
+        file: super::FileId,
+        /// A BSD lock (flock(2)) it holds: F_RDLCK or F_WRLCK.
+        flock: Option<i32>,
+        /// OFD locks (fcntl(2) F_OFD_SETLK).
+        ofd_locks: Vec<FileLock>,
+    },
+}

@@ -1,0 +1,106 @@
+use serde::{Deserialize, Serialize};
+
+use super::{FilterId, Pid, QueuedSignal};
+
+/// One thread.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThreadRecord {
+    /// Its id.
+    pub tid: Pid,
+    /// Its name (comm), at most 15 bytes.
+    pub comm: Vec<u8>,
+    /// struct user_regs_struct (27 words), as a restored thread must have them: an interrupted system call is already wound back.
+    pub registers: Vec<u64>,
+    /// NT_X86_XSTATE, raw.
+    pub xstate: Vec<u8>,
+    /// The system call that was interrupted, if one was; for events and tests, and for calls that are re-issued with the rest of their time.
+    pub interrupted: Option<InterruptedCall>,
+    /// Blocked signals, bit n-1 is signal n.
+    pub sigmask: u64,
+    /// sigaltstack(2).
+    pub altstack: AltStack,
+    /// Signals pending for this thread, oldest first.
+    pub pending: Vec<QueuedSignal>,
+    /// Robust futex list head and length (get_robust_list(2)).
+    pub robust_list: (u64, u64),
+    /// set_tid_address(2), 0 if none.
+    pub tid_address: u64,
+    /// rseq(2): address (0 if none), length, signature, flags.
+    pub rseq: RseqRecord,
+    /// Credentials.
+    pub credentials: Credentials,
+    /// Seccomp: 0 none, 1 strict, 2 filter.
+    pub seccomp_mode: u32,
+    /// Its filters, the oldest first.
+    pub seccomp_filters: Vec<FilterId>,
+    /// PR_GET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// Parent-death signal, 0 if none.
+    pub pdeathsig: i32,
+    /// PR_GET_TIMERSLACK, nanoseconds.
+    pub timer_slack: u64,
+    /// Scheduling.
+    pub sched: SchedRecord,
+    /// CPUs it may run on, bit mask, 64 a word.
+    pub affinity: Vec<u64>,
+    /// PR_GET_TSC, PR_MCE_KILL_GET and the like that differ from the default are refused, not recorded.
+    pub io_priority: i32,
+}
+
+/// A system call that the stop interrupted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptedCall {
+    /// System call number.
+    pub nr: u64,
+    /// Its six arguments.
+    pub args: [u64; 6],
+    /// What rax held at the stop (−512, −516, −EINTR, …).
+    pub result: i64,
+}
+
+/// sigaltstack(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AltStack {
+    pub sp: u64,
+    pub flags: i32,
+    pub size: u64,
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RseqRecord {
+    pub address: u64,
+    pub length: u32,
+    pub signature: u32,
+    pub flags: u32,
+}
+
+/// Credentials of a thread (credentials(7), capabilities(7)).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved and file-system uid.
+    pub uids: [u32; 4],
+    /// Real, effective, saved and file-system gid.
+    pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding, ambient capability sets.
+    pub caps: [u64; 5],
+    /// PR_GET_SECUREBITS.
+    pub securebits: u32,
+}
+
+/// sched_getattr(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SchedRecord {
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
