@@ -1,2 +1,15 @@
-//! Checkpoint and restore of groups: blocking, silent, returns events.
+//! Checkpoint and restore of groups: blocking, silent, returns events. What the daemon shows on the bus and writes to the
+//! journal comes from here; nothing here knows D-Bus or logs.
+//!
+//! ```text
+//! checkpoint: barrier ► flush ► freeze ► seize ► capture ‖ snapshots ► thaw ► commit
+//! restore:    verify ► stop units ► exchange subvolumes ► stubs ► ckpt-restore ► adopt
+//! ```
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod config;
+pub mod error;
+
+pub use api::*;
+pub use error::Error;
