@@ -1,1 +1,15 @@
 //! The kernel, safely: everything of ckpt that needs `unsafe` outside the preload library.
+//!
+//! One module is one noun of the kernel. What is traced goes through [`thread`] (a running and a stopped thread are
+//! two types), what runs inside a member goes through [`batch`] and [`runner`].
+
+pub mod addr;
+pub mod batch;
+pub mod error;
+pub mod ptrace;
+pub mod remote;
+pub mod runner;
+pub mod thread;
+
+pub use addr::{AddrRange, VirtAddr};
+pub use error::{Error, Result, Subject};
