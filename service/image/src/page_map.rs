@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+
+use crate::{Extent, Store};
+
+/// Which pages of one container are where; a later entry wins over an earlier one. The same structure serves one image (a page
+/// copied twice) and a chain (a page written again since the parent).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PageMap {
+    /// First page → extent; never overlapping.
+    extents: BTreeMap<u64, Extent>,
+}
+
+impl PageMap {
+    /// Puts an extent over whatever was there. An empty one changes nothing.
+    pub fn insert(&mut self, extent: Extent) {
+        if extent.count == 0 {
+            return;
+        }
+        self.cut(extent.first, extent.end());
+        let mut extent = extent;
+        if let Some((&first, before)) = self.extents.range(..extent.first).next_back()
+            && let Some(joined) = before.joined(&extent)
+        {
+            self.extents.remove(&first);
+            extent = joined;
+        }
+        if let Some(after) = self.extents.get(&extent.end()).copied()
+            && let Some(joined) = extent.joined(&after)
+        {
+            self.extents.remove(&after.first);
+            extent = joined;
+        }
+        self.extents.insert(extent.first, extent);
+    }
+
+    /// Forgets the pages `[first, end)`.
+    fn cut(&mut self, first: u64, end: u64) {
+        let from = self
+            .extents
+            .range(..first)
+            .next_back()
+            .filter(|(_, e)| e.end() > first)
+            .map_or(first, |(&at, _)| at);
+        let touched: Vec<u64> = self.extents.range(from..end).map(|(&at, _)| at).collect();
+        for at in touched {
+            let Some(old) = self.extents.remove(&at) else { continue };
+            if old.first < first {
+                let left = old.slice(old.first, first);
+                self.extents.insert(left.first, left);
+            }
+            if old.end() > end {
+                let right = old.slice(end, old.end());
+                self.extents.insert(right.first, right);
+            }
+        }
+    }
+
+    /// The extents, ascending by page, none overlapping.
+    pub fn iter(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.values()
+    }
+
+    /// The parts of the extents that lie in `[first, end)`, ascending.
+    pub fn range(&self, first: u64, end: u64) -> impl Iterator<Item = Extent> + '_ {
+        let end = end.max(first);
+        let from = self
+            .extents
+            .range(..=first)
+            .next_back()
+            .filter(|(_, e)| e.end() > first)
+            .map_or(first, |(&at, _)| at);
+        self.extents
+            .range(from..end.max(from))
+            .map(move |(_, e)| e.slice(e.first.max(first), e.end().min(end)))
+            .filter(|part| part.count > 0)
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+}
+
+impl Extent {
+    /// The page after the last.
+    pub fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
+    /// The part `[first, end)` of it; must lie inside.
+    fn slice(&self, first: u64, end: u64) -> Self {
+        let store = match self.store {
+            Store::Raw { block } => Store::Raw { block: block + (first - self.first) },
+            other => other,
+        };
+        Self { first, count: end - first, store }
+    }
+
+    /// Both as one, where `next` follows in the container and in the file.
+    fn joined(&self, next: &Self) -> Option<Self> {
+        let follows = match (self.store, next.store) {
+            (Store::Raw { block }, Store::Raw { block: after }) => block + self.count == after,
+            (a, b) => a == b,
+        };
+        (self.end() == next.first && follows).then(|| Self { count: self.count + next.count, ..*self })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn extents() -> impl Strategy<Value = Vec<Extent>> {
+        let store = prop_oneof![
+            Just(Store::Zero),
+            Just(Store::Hole),
+            (1..500u64).prop_map(|block| Store::Raw { block })
+        ];
+        proptest::collection::vec(
+            (0..100u64, 0..30u64, store).prop_map(|(first, count, store)| Extent { first, count, store }),
+            0..40,
+        )
+    }
+
+    proptest! {
+        /// The map tells of every page what a plain array would.
+        #[test]
+        fn the_last_entry_of_a_page_wins(extents in extents(), from in 0..140u64, len in 0..140u64) {
+            let mut map = PageMap::default();
+            let mut plain = vec![None; 300];
+            for extent in &extents {
+                map.insert(*extent);
+                for page in extent.first..extent.end() {
+                    plain[page as usize] = Some(extent.slice(page, page + 1).store);
+                }
+            }
+            let mut told = vec![None; 300];
+            let mut last = 0;
+            for extent in map.range(from, from + len) {
+                prop_assert!(extent.count > 0 && extent.first >= last);
+                last = extent.end();
+                for page in extent.first..extent.end() {
+                    told[page as usize] = Some(extent.slice(page, page + 1).store);
+                }
+            }
+            for page in 0..300u64 {
+                let inside = page >= from && page < from + len;
+                prop_assert_eq!(told[page as usize], if inside { plain[page as usize] } else { None });
+            }
+            // Neighbours that could be one are one.
+            let all: Vec<_> = map.iter().collect();
+            for pair in all.windows(2) {
+                prop_assert!(pair[0].joined(pair[1]).is_none());
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The file `pages`: page contents, append-only.
+//!
+//! ```text
+//! block 0    "ckptPAGE", version u32 = 1, the rest zero: 4096 bytes
+//! block 1…   one page each, in the order they were stored; which is which tells `pages.index`
+//! ```
+//! Blocks are page-aligned, so that they can be mapped (lazy restore) and shared between images (reflink).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{IoSlice, Write};
+use std::path::{Path, PathBuf};
+
+use crate::frame::create;
+use crate::{
+    Container, ContainerIndex, Digest, Extent, ImageError, PAGE_SIZE, PageIndex, PageMap, Result, Store,
+};
+
+/// Its name in the checkpoint's directory.
+pub const PAGES_FILE: &str = "pages";
+
+/// Magic of block 0.
+pub(crate) const MAGIC: &[u8; 8] = b"ckptPAGE";
+/// Version in block 0.
+pub(crate) const VERSION: u32 = 1;
+
+const PAGE: usize = PAGE_SIZE as usize;
+static ZEROES: [u8; PAGE] = [0; PAGE];
+/// Slices given to one writev(2), IOV_MAX.
+const MAX_SLICES: usize = 1024;
+
+/// What a finished writer tells for the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PagesSummary {
+    /// Pages whose content is in `pages`; zero pages are not counted.
+    pub pages_written: u64,
+    /// Size of `pages`, without a digest: its blocks are covered by the checksums in the index.
+    pub pages: Digest,
+    /// Size and digest of `pages.index`.
+    pub index: Digest,
+}
+
+/// Writes `pages` and, at the end, `pages.index`.
+#[derive(Debug)]
+pub struct PagesWriter {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    containers: BTreeMap<Container, (Option<Container>, PageMap)>,
+    checksums: Vec<u32>,
+}
+
+impl PagesWriter {
+    /// Creates `pages` in the directory of a checkpoint. Errors: Io (EEXIST where there is one).
+    pub fn create(dir: &Path) -> Result<Self> {
+        let path = dir.join(PAGES_FILE);
+        let mut file = create(&path)?;
+        let header = header_block();
+        file.write_all(&header).map_err(ImageError::io("write", &path))?;
+        let checksums = vec![crc32fast::hash(&header)];
+        Ok(Self { dir: dir.to_path_buf(), path, file, containers: BTreeMap::new(), checksums })
+    }
+
+    /// Makes a container known, also one that gets no page; `inherits` is for incrementals (see the drawing in `index`).
+    pub fn container(&mut self, container: Container, inherits: Option<Container>) {
+        self.containers.entry(container).or_default().0 = inherits;
+    }
+
+    /// Stores the pages from page number `first` on, `data.len() / 4096` of them; pages of zero bytes take no space. A page that
+    /// was stored before is replaced. Gives the number of pages whose content was written.
+    ///
+    /// Errors: Io (ENOSPC: see [`ImageError::is_no_space`]). `data` must be whole pages, else Encode.
+    pub fn append(&mut self, container: Container, first: u64, data: &[u8]) -> Result<u64> {
+        if !data.len().is_multiple_of(PAGE) {
+            let what = format!("{} bytes are not whole pages", data.len());
+            return Err(ImageError::Encode { path: self.path.clone(), what });
+        }
+        let before = self.checksums.len();
+        let mut slices: Vec<&[u8]> = Vec::new();
+        let mut at = 0;
+        while at < data.len() {
+            let zero = data[at..at + PAGE] == ZEROES;
+            let mut end = at;
+            while end < data.len() && (data[end..end + PAGE] == ZEROES) == zero {
+                if !zero {
+                    self.checksums.push(crc32fast::hash(&data[end..end + PAGE]));
+                }
+                end += PAGE;
+            }
+            let count = ((end - at) / PAGE) as u64;
+            let store = if zero {
+                Store::Zero
+            } else {
+                slices.push(&data[at..end]);
+                Store::Raw { block: self.checksums.len() as u64 - count }
+            };
+            self.put(container, Extent { first: first + (at / PAGE) as u64, count, store });
+            at = end;
+        }
+        self.write(slices)?;
+        Ok((self.checksums.len() - before) as u64)
+    }
+
+    /// Records pages that are known to be zero, without their bytes.
+    pub fn zero(&mut self, container: Container, first: u64, count: u64) {
+        self.put(container, Extent { first, count, store: Store::Zero });
+    }
+
+    /// Records pages that the parent has and this image has no more.
+    pub fn hole(&mut self, container: Container, first: u64, count: u64) {
+        self.put(container, Extent { first, count, store: Store::Hole });
+    }
+
+    /// Bytes of `pages` so far.
+    pub fn bytes(&self) -> u64 {
+        self.checksums.len() as u64 * PAGE_SIZE
+    }
+
+    fn put(&mut self, container: Container, extent: Extent) {
+        self.containers.entry(container).or_default().1.insert(extent);
+    }
+
+    fn write(&mut self, slices: Vec<&[u8]>) -> Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = slices.into_iter().map(IoSlice::new).collect();
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            let some = left.len().min(MAX_SLICES);
+            match self.file.write_vectored(&left[..some]) {
+                Ok(0) => {
+                    let source = std::io::ErrorKind::WriteZero.into();
+                    return Err(ImageError::Io { op: "write", path: self.path.clone(), source });
+                }
+                Ok(n) => IoSlice::advance_slices(&mut left, n),
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(ImageError::Io { op: "write", path: self.path.clone(), source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fsyncs `pages`, writes and fsyncs `pages.index`. The directory is fsynced by the manifest's commit.
+    pub fn finish(self) -> Result<PagesSummary> {
+        self.file.sync_all().map_err(ImageError::io("fsync", &self.path))?;
+        let containers = self
+            .containers
+            .into_iter()
+            .map(|(container, (inherits, map))| ContainerIndex {
+                container,
+                inherits,
+                extents: map.iter().copied().collect(),
+            })
+            .collect();
+        let index = PageIndex { containers, checksums: self.checksums };
+        Ok(PagesSummary {
+            pages_written: index.checksums.len() as u64 - 1,
+            pages: Digest { bytes: index.pages_bytes(), blake3: None },
+            index: index.write(&self.dir)?,
+        })
+    }
+}
+
+pub(crate) fn header_block() -> [u8; PAGE] {
+    let mut header = ZEROES;
+    header[..8].copy_from_slice(MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    header
+}
