@@ -68,7 +68,7 @@ pub struct OwnerRecord {
 /// The kinds of open file descriptions; each has a file of its own in the engine, `kinds/`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum DescriptionKind {
-    /// A file by its record: regular, directory, device node, symlink or FIFO opened with O_PATH.
+    /// A file by its record: regular, directory, device node, symlink, or anything opened with O_PATH.
     File {
         /// The file.
         file: super::FileId,
@@ -77,4 +77,44 @@ pub enum DescriptionKind {
         /// OFD locks (fcntl(2) F_OFD_SETLK).
         ofd_locks: Vec<FileLock>,
     },
+    /// A file of /proc/PID of a member: opened in the members that hold it, when that member is there.
+    ProcFile {
+        /// The member it tells of.
+        pid: Pid,
+        /// Its path, with /proc/PID.
+        path: std::path::PathBuf,
+    },
+    /// An end (or both, O_RDWR) of a pipe or FIFO, by the access mode.
+    Pipe {
+        /// The pipe.
+        pipe: super::PipeId,
+    },
+    /// eventfd(2).
+    Eventfd(super::EventfdRecord),
+    /// epoll(7).
+    Epoll(super::EpollRecord),
+    /// timerfd_create(2).
+    Timerfd(super::TimerfdRecord),
+    /// signalfd(2).
+    Signalfd(super::SignalfdRecord),
+    /// inotify(7).
+    Inotify(super::InotifyRecord),
+    /// pidfd_open(2): made in the members that hold it, when its target is there.
+    Pidfd(super::PidfdRecord),
+    /// memfd_create(2).
+    Memfd {
+        /// The object.
+        object: super::ObjectId,
+    },
+    /// The unit's stream to the journal: taken from the stub that systemd started.
+    Journal {
+        /// It was the standard error output, and not the standard output.
+        stderr: bool,
+    },
+    /// unix(7).
+    Unix(super::UnixRecord),
+    /// TCP and UDP.
+    Inet(super::InetRecord),
+    /// netlink(7).
+    Netlink(super::NetlinkRecord),
 }

@@ -7,7 +7,7 @@
 //! GroupImage ─┬─ units[]         UnitIndex
 //!             ├─ processes[] ────┬─ threads[]          the first is the leader
 //!             │                  ├─ space    ► spaces[]        ─► mappings[] ─► objects[], files[]
-//!             │                  ├─ fd_table ► fd_tables[]     ─► descriptions[] ─► files[], objects[]
+//!             │                  ├─ fd_table ► fd_tables[]     ─► descriptions[] ─► files[], objects[], pipes[]
 //!             │                  ├─ fs       ► fs[]            ─► files[]
 //!             │                  └─ sighand  ► sighands[]
 //!             └─ clocks, kernel
@@ -15,6 +15,7 @@
 
 mod descriptor;
 mod file;
+mod kinds;
 mod memory;
 mod process;
 mod signal;
@@ -22,6 +23,7 @@ mod thread;
 
 pub use descriptor::*;
 pub use file::*;
+pub use kinds::*;
 pub use memory::*;
 pub use process::*;
 pub use signal::*;
@@ -68,6 +70,8 @@ ids! {
     FileId,
     /// Shared memory that has no file in a file system the group keeps: index into [`GroupImage::objects`].
     ObjectId,
+    /// A pipe or FIFO: index into [`GroupImage::pipes`].
+    PipeId,
     /// A seccomp filter program: index into [`GroupImage::seccomp_filters`].
     FilterId,
 }
@@ -99,6 +103,8 @@ pub struct GroupImage {
     pub sighands: Vec<SighandRecord>,
     /// The open file descriptions.
     pub descriptions: Vec<DescriptionRecord>,
+    /// Pipes and FIFOs.
+    pub pipes: Vec<PipeRecord>,
     /// Files that are open, mapped, executed or a working directory.
     pub files: Vec<FileRecord>,
     /// Shared memory objects.

@@ -1,0 +1,13 @@
+//! What each kind of open file description needs to be made again: one record a kind.
+
+mod event;
+mod inet;
+mod pipe;
+mod socket;
+mod unix;
+
+pub use event::*;
+pub use inet::*;
+pub use pipe::*;
+pub use socket::*;
+pub use unix::*;
