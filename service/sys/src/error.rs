@@ -65,6 +65,12 @@ pub enum Error {
         /// Who traces it.
         tracer: Pid,
     },
+    /// A cgroup is frozen already, and not by us.
+    #[error("cgroup {cgroup} is frozen already; thaw it first (systemctl thaw)")]
+    Frozen {
+        /// Its name.
+        cgroup: String,
+    },
     /// A thread stopped for another reason than the one waited for.
     #[error("thread {tid} stopped unexpectedly: {stop}")]
     UnexpectedStop {

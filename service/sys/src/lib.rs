@@ -5,10 +5,15 @@
 
 pub mod addr;
 pub mod batch;
+pub mod cgroup;
 pub mod error;
 pub mod ptrace;
 pub mod remote;
+pub mod restart;
 pub mod runner;
+pub mod seccomp;
+pub mod seize;
+pub mod task;
 pub mod thread;
 
 pub use addr::{AddrRange, VirtAddr};

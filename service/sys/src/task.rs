@@ -1,0 +1,156 @@
+//! Threads of a process and the few lines of /proc/PID/status that stopping and driving them needs.
+
+use std::fs;
+
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+
+/// The state letter of a task and what else /proc/PID/status tells of it that matters here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Status {
+    /// `R`, `S`, `D`, `T`, `t`, `Z`, `X`, …
+    pub state: char,
+    /// Process that traces it, 0 if none.
+    pub tracer: i32,
+    /// Parent.
+    pub parent: i32,
+    /// Signals pending for the thread, bit n−1 is signal n.
+    pub pending: u64,
+    /// Signals pending for the process.
+    pub shared_pending: u64,
+    /// Ignored signals (SIG_IGN).
+    pub ignored: u64,
+    /// Signals with a handler.
+    pub caught: u64,
+    /// Seccomp mode: 0 none, 1 strict, 2 filter.
+    pub seccomp: u32,
+}
+
+/// Reads a text of /proc/PID/status; what is missing stays zero.
+#[must_use]
+pub fn parse_status(text: &str) -> Status {
+    let mut status = Status { state: '?', ..Status::default() };
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let value = value.trim();
+        let mask = || u64::from_str_radix(value, 16).unwrap_or(0);
+        match key {
+            "State" => status.state = value.chars().next().unwrap_or('?'),
+            "TracerPid" => status.tracer = value.parse().unwrap_or(0),
+            "PPid" => status.parent = value.parse().unwrap_or(0),
+            "SigPnd" => status.pending = mask(),
+            "ShdPnd" => status.shared_pending = mask(),
+            "SigIgn" => status.ignored = mask(),
+            "SigCgt" => status.caught = mask(),
+            "Seccomp" => status.seccomp = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    status
+}
+
+/// The status of a process or thread. [`Error::Gone`] if there is none.
+pub fn status(tid: Pid) -> Result<Status> {
+    let path = format!("/proc/{tid}/status");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(parse_status(&text)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Err(Error::Gone(tid)),
+        Err(e) => Err(Error::io("read", path, &e)),
+    }
+}
+
+/// The threads of a process, the leader first. [`Error::Gone`] if there is no such process.
+pub fn threads(pid: Pid) -> Result<Vec<Pid>> {
+    let path = format!("/proc/{pid}/task");
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            return Err(Error::Gone(pid));
+        }
+        Err(e) => return Err(Error::io("list", path, &e)),
+    };
+    let mut tids: Vec<Pid> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .collect();
+    tids.sort_by_key(|tid| (*tid != pid, tid.as_raw()));
+    Ok(tids)
+}
+
+/// What kcmp(2) compares.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shared {
+    /// Address space (CLONE_VM).
+    Space = 1,
+    /// Descriptor table (CLONE_FILES).
+    Files = 2,
+    /// Working directory, root, umask (CLONE_FS).
+    Fs = 3,
+    /// Signal handlers (CLONE_SIGHAND).
+    Sighand = 4,
+    /// I/O context (CLONE_IO).
+    Io = 5,
+    /// System V semaphore adjustments (CLONE_SYSVSEM).
+    SysvSem = 6,
+}
+
+/// How two tasks' resources of one kind relate: equal, or an order that is stable while both live (kcmp(2)).
+pub fn compare(one: Pid, other: Pid, what: Shared) -> Result<std::cmp::Ordering> {
+    // SAFETY: kcmp takes numbers only for these types.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_kcmp, one.as_raw(), other.as_raw(), what as libc::c_int, 0, 0) };
+    match nix::errno::Errno::result(ret).map_err(|e| Error::task("kcmp", one, e))? {
+        0 => Ok(std::cmp::Ordering::Equal),
+        1 => Ok(std::cmp::Ordering::Less),
+        _ => Ok(std::cmp::Ordering::Greater),
+    }
+}
+
+/// The system call a sleeping task is in (/proc/PID/syscall): number and six arguments; `None` if it runs or is in none.
+pub fn blocked_in(tid: Pid) -> Option<(i64, [u64; 6])> {
+    parse_syscall(&fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?)
+}
+
+/// Reads a text of /proc/PID/syscall.
+fn parse_syscall(text: &str) -> Option<(i64, [u64; 6])> {
+    let mut words = text.split_whitespace();
+    let nr: i64 = words.next()?.parse().ok()?;
+    let mut args = [0; 6];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    (nr >= 0).then_some((nr, args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_lines_are_read() {
+        let text = "Name:\tx: y\nState:\tt (tracing stop)\nPPid:\t7\nTracerPid:\t42\nSigPnd:\t0000000000000200\n\
+                    ShdPnd:\t0000000000004000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000180014a03\nSeccomp:\t2\n";
+        let status = parse_status(text);
+        assert_eq!((status.state, status.tracer, status.parent, status.seccomp), ('t', 42, 7, 2));
+        assert_eq!((status.pending, status.shared_pending), (0x200, 0x4000));
+        assert_eq!((status.ignored, status.caught), (0x1000, 0x1_8001_4a03));
+    }
+
+    #[test]
+    fn syscall_file_is_read() {
+        let line = "58 0x1 0x2 0x3 0x4 0x5 0xff 0x7ffe 0x7f00\n";
+        assert_eq!(parse_syscall(line), Some((58, [1, 2, 3, 4, 5, 255])));
+        assert_eq!(parse_syscall("running\n"), None);
+        assert_eq!(parse_syscall("-1 0x7ffe 0x7f00\n"), None);
+    }
+
+    #[test]
+    fn threads_of_a_process_share_their_space() {
+        let here = Pid::this();
+        let other = std::thread::spawn(|| nix::unistd::gettid()).join();
+        assert!(other.is_ok());
+        assert_eq!(compare(here, here, Shared::Space).unwrap(), std::cmp::Ordering::Equal);
+        assert_eq!(threads(here).unwrap()[0], here);
+    }
+}
