@@ -8,7 +8,7 @@ use crate::api::Problem;
 pub enum Error {
     #[error("no group is called {0}; `ckptctl list` shows the groups, `ckptctl enable` makes one")]
     NoSuchGroup(String),
-    #[error("group {group} has no checkpoint {id}; `ckptctl list {group}` shows what there is")]
+    #[error("group {group} has no checkpoint{}; `ckptctl list {group}` shows what there is", space_before(.id))]
     NoSuchCheckpoint { group: String, id: String },
     #[error("group {group} is busy: {doing}; wait for it or `ckptctl cancel` it")]
     GroupBusy { group: String, doing: String },
@@ -73,4 +73,38 @@ impl Error {
     pub fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Error::Io { what: what.into(), source: source.into() }
     }
+}
+
+/// ` ID`, or nothing where no id was given.
+fn space_before(id: &str) -> String {
+    if id.is_empty() { String::new() } else { format!(" {id}") }
+}
+
+impl From<ckpt_image::ImageError> for Error {
+    fn from(error: ckpt_image::ImageError) -> Self {
+        use ckpt_image::ImageError as Image;
+        let text = with_sources(&error);
+        if error.is_no_space() {
+            return Error::NoSpace(text);
+        }
+        match error {
+            Image::Io { source, op, path } => Error::io(format!("{op} {}", path.display()), source),
+            Image::Version { .. } => Error::Unsupported(text),
+            Image::Encode { .. } => Error::Failed(text),
+            Image::NotOurs { path, .. } | Image::Corrupt { path, .. } | Image::TooLarge { path, .. } => {
+                Error::Corrupt { path: path.display().to_string(), why: text }
+            }
+        }
+    }
+}
+
+/// An error with what caused it, on one line.
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

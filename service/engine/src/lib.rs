@@ -10,6 +10,9 @@
 pub mod api;
 pub mod config;
 pub mod error;
+pub mod frozen;
+pub mod local;
+pub mod store;
 
 pub use api::*;
 pub use error::Error;

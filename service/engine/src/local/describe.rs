@@ -1,0 +1,54 @@
+//! A manifest in the words of the bus and of `ckptctl list`.
+
+use ckpt_image::{CheckpointState, Kind, Manifest, Tracker};
+
+use crate::api::{CheckpointInfo, SnapshotInfo, UnitMain};
+
+/// What is shown of a checkpoint.
+pub fn info(manifest: &Manifest) -> CheckpointInfo {
+    CheckpointInfo {
+        id: manifest.id.to_string(),
+        group: manifest.group.clone(),
+        kind: match manifest.kind {
+            Kind::Full => "full",
+            Kind::Incremental => "incremental",
+        }
+        .into(),
+        parent: manifest.parent.map(|id| id.to_string()),
+        created: manifest.created,
+        freeze_usec: manifest.freeze_usec,
+        processes: saturate(manifest.processes),
+        threads: saturate(manifest.threads),
+        pages_written: manifest.pages_written,
+        image_bytes: manifest.image_bytes,
+        snapshots: manifest
+            .snapshots
+            .iter()
+            .map(|s| SnapshotInfo { subvolume: s.subvolume.clone(), path: s.path.clone() })
+            .collect(),
+        state: match manifest.state {
+            CheckpointState::Captured => "writing",
+            CheckpointState::Durable => "durable",
+            CheckpointState::Undo => "undo",
+        }
+        .into(),
+        tracker: match manifest.tracker {
+            Tracker::WpAsync => "wp-async",
+            Tracker::SoftDirty => "soft-dirty",
+            Tracker::WriteProtect => "write-protect",
+            Tracker::None => "none",
+        }
+        .into(),
+        description: manifest.description.clone(),
+        tags: manifest.tags.clone(),
+        units: manifest
+            .units
+            .iter()
+            .map(|u| UnitMain { unit: u.name.clone(), main_pid: u.main_pid.unwrap_or(0) })
+            .collect(),
+    }
+}
+
+fn saturate(count: u64) -> u32 {
+    count.try_into().unwrap_or(u32::MAX)
+}
