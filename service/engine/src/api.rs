@@ -45,6 +45,8 @@ pub enum Wait {
 /// A request for a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CheckpointRequest {
+    /// The id it is to have, a ULID never used before; empty: the engine chooses.
+    pub id: String,
     /// Kind of image.
     pub mode: Mode,
     /// End the group at the instant of the checkpoint.
