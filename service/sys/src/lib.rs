@@ -4,9 +4,12 @@
 //! two types), what runs inside a member goes through [`batch`] and [`runner`].
 
 pub mod addr;
+pub mod arena;
 pub mod batch;
 pub mod cgroup;
 pub mod error;
+pub mod maps;
+pub mod pagemap;
 pub mod ptrace;
 pub mod remote;
 pub mod restart;
