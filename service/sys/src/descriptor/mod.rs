@@ -1,0 +1,164 @@
+//! Open file descriptions of other processes: taking them (pidfd_getfd), telling which are the same (kcmp), what the kernel
+//! says of them (fdinfo, sock_diag), and the calls that make them again.
+//!
+//! Nothing here is injected: a duplicate taken with `pidfd_getfd` is the same description, so getsockopt(2), MSG_PEEK or
+//! tee(2) on it tell all there is. Needs ptrace access to the process (PTRACE_MODE_ATTACH_REALCREDS).
+
+pub mod diag;
+pub mod fdinfo;
+pub mod make;
+pub mod message;
+pub mod socket;
+
+use std::cmp::Ordering;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+/// The result of a call on a descriptor; the caller knows the subject.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+const KCMP_FILE: libc::c_int = 0;
+const KCMP_FILES: libc::c_int = 2;
+const KCMP_EPOLL_TFD: libc::c_int = 7;
+
+/// A descriptor by its number in the table of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The process.
+    pub pid: i32,
+    /// The number.
+    pub fd: RawFd,
+}
+
+/// Turns the result of a call that makes a descriptor into one.
+pub(crate) fn owned(result: i64) -> Result<OwnedFd> {
+    let fd = Errno::result(result)?;
+    // SAFETY: the kernel has just made this descriptor for us and nothing else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// A pidfd of a process (pidfd_open(2), Linux 5.3). Errors: ESRCH.
+pub fn open_process(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: takes two integers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// A duplicate, with FD_CLOEXEC, of descriptor `fd` of the process (pidfd_getfd(2), Linux 5.6). Errors: EBADF, EPERM, ESRCH.
+pub fn take(process: BorrowedFd<'_>, fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: takes three integers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
+}
+
+fn kcmp(a: i32, b: i32, what: libc::c_int, x: usize, y: usize) -> Result<Ordering> {
+    // SAFETY: kcmp(2) only reads; for KCMP_EPOLL_TFD `y` points to a kcmp_epoll_slot that outlives the call.
+    match Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, a, b, what, x, y) })? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        2 => Ok(Ordering::Greater),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// The order of two open file descriptions, `Equal` if they are one (kcmp(2), KCMP_FILE): total among all that are open, so
+/// that equal ones are found by binary search. Errors: EBADF, ESRCH, EPERM.
+pub fn compare(a: Place, b: Place) -> Result<Ordering> {
+    kcmp(a.pid, b.pid, KCMP_FILE, a.fd as usize, b.fd as usize)
+}
+
+/// Whether two processes share one descriptor table (CLONE_FILES). Errors: ESRCH, EPERM.
+pub fn same_table(a: i32, b: i32) -> Result<bool> {
+    Ok(kcmp(a, b, KCMP_FILES, 0, 0)?.is_eq())
+}
+
+#[repr(C)]
+struct EpollSlot {
+    efd: u32,
+    tfd: u32,
+    toff: u32,
+}
+
+/// Whether `candidate` is the description that item number `nth` with target number `target` of an epoll instance is for
+/// (kcmp(2), KCMP_EPOLL_TFD, Linux 4.13). Errors: ENOENT if there is no such item, EBADF.
+pub fn is_epoll_target(epoll: Place, target: RawFd, nth: u32, candidate: Place) -> Result<bool> {
+    let slot = EpollSlot { efd: epoll.fd as u32, tfd: target as u32, toff: nth };
+    let order =
+        kcmp(candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd as usize, (&raw const slot) as usize)?;
+    Ok(order.is_eq())
+}
+
+/// A duplicate with FD_CLOEXEC at the lowest free number that is not below `floor`. Errors: EMFILE, EINVAL past RLIMIT_NOFILE.
+pub fn duplicate_above(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd> {
+    // SAFETY: takes integers.
+    owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, floor) }.into())
+}
+
+/// A duplicate with FD_CLOEXEC at a number that must be free. Errors: EBUSY if it is not.
+pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
+    let made = duplicate_above(fd, number)?;
+    if made.as_raw_fd() == number { Ok(made) } else { Err(Errno::EBUSY) }
+}
+
+/// A duplicate of one of our own descriptors by number; for tests and tools that look at themselves. Errors: EBADF.
+pub fn take_own(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: takes integers; a bad number is EBADF.
+    owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }.into())
+}
+
+/// Runs `work` on a thread of its own in another network namespace (setns(2)): what sockets it makes stay there. The
+/// calling thread is not moved. Errors: EPERM.
+pub fn in_net_namespace<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let helper = scope.spawn(move || {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        helper.join().unwrap_or(Err(Errno::EIO))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn own(fd: &impl AsFd) -> Place {
+        Place { pid: std::process::id() as i32, fd: fd.as_fd().as_raw_fd() }
+    }
+
+    #[test]
+    fn a_duplicate_is_the_same_description_and_the_order_is_total() {
+        let files: Vec<_> = (0..8).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        let copy = files[3].try_clone().unwrap();
+        assert!(compare(own(&files[3]), own(&copy)).unwrap().is_eq());
+        let mut sorted: Vec<_> = files.iter().collect();
+        sorted.sort_by(|a, b| compare(own(*a), own(*b)).unwrap());
+        for (i, a) in sorted.iter().enumerate() {
+            for (j, b) in sorted.iter().enumerate() {
+                assert_eq!(compare(own(*a), own(*b)).unwrap(), i.cmp(&j));
+            }
+        }
+    }
+
+    #[test]
+    fn the_target_of_an_epoll_item_is_told_apart_from_another_description() {
+        let epoll = make::epoll().unwrap();
+        let a = make::eventfd(0, false).unwrap();
+        let b = make::eventfd(0, false).unwrap();
+        make::epoll_add(epoll.as_fd(), a.as_raw_fd(), 1, 7).unwrap();
+        assert!(is_epoll_target(own(&epoll), a.as_raw_fd(), 0, own(&a)).unwrap());
+        assert!(!is_epoll_target(own(&epoll), a.as_raw_fd(), 0, own(&b)).unwrap());
+        assert_eq!(is_epoll_target(own(&epoll), b.as_raw_fd(), 0, own(&b)), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn a_descriptor_of_a_process_is_taken_by_its_pidfd() {
+        let process = open_process(std::process::id() as i32).unwrap();
+        let file = std::fs::File::open("/dev/zero").unwrap();
+        let taken = take(process.as_fd(), file.as_raw_fd()).unwrap();
+        assert!(compare(own(&file), own(&taken)).unwrap().is_eq());
+    }
+}
