@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use ckpt_image::records::{FileId, FileRecord, FileSource, UnitIndex};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::libc;
 use nix::sys::stat::{FileStat, Mode};
 use nix::unistd::Whence;
 
@@ -83,10 +84,19 @@ impl Files {
         if places.is_some_and(|unit| unit.ephemeral.iter().any(|dir| seen.path.starts_with(dir))) {
             return FileSource::Ephemeral;
         }
+        if seen.path.starts_with("/dev/shm") && seen.stat.st_mode & libc::S_IFMT == libc::S_IFREG {
+            return FileSource::Memory;
+        }
         FileSource::Path { immutable: seen.immutable }
     }
 
-    /// Keeps a way to the content of an unlinked file. `fd` may be open for anything but O_PATH; the first one that is given is
+    /// Whether the content of a file goes into the image, so that [`keep_content`](Self::keep_content) is to be called.
+    pub fn needs_content(&self, id: FileId) -> bool {
+        matches!(self.get(id).source, FileSource::Unlinked | FileSource::Memory)
+            && !self.contents.contains_key(&id)
+    }
+
+    /// Keeps a way to the content of a file that is in the image. `fd` may be open for anything but O_PATH; the first one that is given is
     /// kept. Errors: those of open(2) on /proc/self/fd.
     pub fn keep_content(&mut self, id: FileId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         if self.contents.contains_key(&id) {
@@ -98,7 +108,7 @@ impl Files {
         Ok(())
     }
 
-    /// The unlinked files whose content goes into the image: number, size and a descriptor to read it from.
+    /// The files whose content goes into the image: number, size and a descriptor to read it from.
     pub fn contents(&self) -> Vec<(FileId, u64, BorrowedFd<'_>)> {
         let mut contents: Vec<_> =
             self.contents.iter().map(|(id, fd)| (*id, self.records[id.index()].size, fd.as_fd())).collect();
@@ -198,6 +208,12 @@ mod tests {
         let c = files.record(&seen(Path::new("/srv/z"), &paired, false));
         assert_eq!(files.get(c).source, FileSource::Paired);
         let gone = Seen { unit, path: Path::new("/srv/z"), stat: &paired, deleted: true, immutable: false };
+        let shm = files.record(&seen(Path::new("/dev/shm/a"), &stat, false));
+        assert_eq!(
+            files.get(shm).source,
+            FileSource::Path { immutable: false },
+            "only regular files have content"
+        );
         let d = files.record(&gone);
         assert_eq!(files.get(d).source, FileSource::Unlinked);
         assert_eq!(files.record(&gone), d);

@@ -42,6 +42,9 @@ pub enum FileSource {
     },
     /// By its path, in a directory that is captured with the image (RuntimeDirectory=, PrivateTmp=, tmpfs).
     Ephemeral,
+    /// By its path, in a file system that lives in memory (/dev/shm): its content is in the page container of this file, and it is written
+    /// anew.
+    Memory,
     /// It has no name any more: its content is in the page container of this file.
     Unlinked,
 }
