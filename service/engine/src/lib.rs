@@ -13,6 +13,7 @@ pub mod config;
 pub mod error;
 pub mod frozen;
 pub mod local;
+pub mod rebuild;
 pub mod store;
 
 pub use api::*;

@@ -7,6 +7,7 @@ pub mod addr;
 pub mod arena;
 pub mod batch;
 pub mod cgroup;
+pub mod clone;
 pub mod descriptor;
 pub mod error;
 pub mod maps;
