@@ -16,6 +16,7 @@
 
 use crate::VirtAddr;
 use crate::error::{Error, Result};
+use crate::ptrace::Registers;
 use nix::errno::Errno;
 
 /// Bytes of the header, and of one call.
@@ -37,6 +38,12 @@ impl Slot {
         self.base.add(self.len / 4)
     }
 
+    /// Where the registers lie that the runner puts back.
+    #[must_use]
+    pub(crate) const fn registers(&self) -> VirtAddr {
+        self.base.add(self.len / 2)
+    }
+
     /// How many calls fit.
     #[must_use]
     pub const fn calls(&self) -> usize {
@@ -52,7 +59,6 @@ impl Slot {
 
 /// Who runs the batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(dead_code)] // Live is used by the injection into live members
 pub(crate) enum Mode {
     /// A member that goes on afterwards, whatever happens to us.
     Live {
@@ -167,6 +173,19 @@ impl Batch {
         Ok((out, &self.data))
     }
 
+    /// The whole slot as a live member needs it: header, calls, data and the registers it puts back by itself.
+    pub(crate) fn encode_live(&self, signal: i32, mask: u64, back: &Registers) -> Result<Vec<u8>> {
+        let registers = self.slot.registers();
+        let (mut out, data) = self.encode(Mode::Live { signal, registers, mask })?;
+        out.resize((self.slot.len / 4) as usize, 0);
+        out.extend_from_slice(data);
+        out.resize((self.slot.len / 2) as usize, 0);
+        for word in words(back) {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        Ok(out)
+    }
+
     /// Reads the results out of the slot's header and calls, and its data area.
     pub(crate) fn decode(&self, head: &[u8], data: Vec<u8>) -> Outcome {
         let word =
@@ -181,6 +200,15 @@ impl Batch {
             .map(|errno| Failure { index: done - 1, nr: self.calls[done - 1].0, errno });
         Outcome { results, data, data_base: self.slot.data(), failed }
     }
+}
+
+/// struct user_regs_struct as its 27 words, in the kernel's order.
+#[must_use]
+pub fn words(r: &Registers) -> [u64; 27] {
+    [
+        r.r15, r.r14, r.r13, r.r12, r.rbp, r.rbx, r.r11, r.r10, r.r9, r.r8, r.rax, r.rcx, r.rdx, r.rsi,
+        r.rdi, r.orig_rax, r.rip, r.cs, r.eflags, r.rsp, r.ss, r.fs_base, r.gs_base, r.ds, r.es, r.fs, r.gs,
+    ]
 }
 
 /// The error in a raw result.

@@ -12,6 +12,7 @@ pub mod descriptor;
 pub mod error;
 pub mod maps;
 pub mod pagemap;
+pub mod inject;
 pub mod ptrace;
 pub mod remote;
 pub mod restart;
@@ -20,6 +21,7 @@ pub mod seccomp;
 pub mod seize;
 pub mod task;
 pub mod thread;
+pub mod vdso;
 
 pub use addr::{AddrRange, VirtAddr};
 pub use error::{Error, Result, Subject};

@@ -174,6 +174,7 @@ mod tests {
 
     /// number, rax at the stop, signal pending → saved (rip, rax); live rax
     #[test]
+    #[allow(clippy::type_complexity)]
     fn each_kind_of_interruption() {
         let table: &[(i64, i64, bool, (u64, i64), i64)] = &[
             (202, -512, false, (0x1000, 202), -512), // futex

@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn threads_of_a_process_share_their_space() {
         let here = Pid::this();
-        let other = std::thread::spawn(|| nix::unistd::gettid()).join();
+        let other = std::thread::spawn(nix::unistd::gettid).join();
         assert!(other.is_ok());
         assert_eq!(compare(here, here, Shared::Space).unwrap(), std::cmp::Ordering::Equal);
         assert_eq!(threads(here).unwrap()[0], here);

@@ -1,0 +1,489 @@
+//! System calls inside a live member, so that it can never be hurt: not by a failure here, not by our death at any instant.
+//!
+//! ```text
+//!  stopped ─ slot written ─ SETREGSET (into the runner) ─ SETSIGMASK (all but the sign) ─ CONT ─ … batch … ─ sign
+//!     │            │                │                              │                                       │
+//!     └────────────┴── as it was    └── from here on the runner's own way back puts everything right ──────┤
+//!                                                                                                          │
+//!  detach ◄── stopped, as it was ◄── SETREGSET (as at the stop) ◄── SETSIGMASK (as at the stop) ◄──────────┘
+//! ```
+//!
+//! The mask is touched only while the thread is bound for the runner, whose way back sets it from the slot. At the end
+//! the thread is where it was, in the kernel's eyes too: the system call that the stop interrupted is restarted, or
+//! answered with EINTR for a handler, by the kernel itself.
+
+use std::mem;
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+use crate::batch::{Batch, Outcome, Slot, words};
+use crate::error::{Error, Result};
+use crate::ptrace::Registers;
+use crate::restart::{self, CriticalSection};
+use crate::runner::{self, read_outcome};
+use crate::seize::Process;
+use crate::task::{self, Status};
+use crate::thread::{Deadline, Running, Stop, Stopped};
+use crate::vdso::{Header, Place};
+use crate::{AddrRange, VirtAddr, remote, seccomp};
+
+/// Untouched room below each slot: a signal handler may run there in the one case that nobody expects (we die while a signal waits).
+const ROOM: u64 = 8192;
+/// The slot of the first thread, for what concerns the whole process.
+const FIRST: u64 = 16384;
+/// The slots of the other threads.
+const OTHER: u64 = 4096;
+/// What the first bytes of the area are.
+const AREA_MAGIC: &[u8; 16] = b"ckpt-slots\0\0\0\0\0\x01";
+
+/// A stopped thread of a live member.
+#[derive(Debug)]
+struct Held {
+    at: At,
+    tid: Pid,
+    stop: Stop,
+    /// As the kernel showed them at the stop.
+    at_stop: Registers,
+    /// With which it goes on.
+    registers: Registers,
+    mask: u64,
+    /// A signal that it does not block waited for it; looked at only where it matters (EINTR).
+    signal_pending: bool,
+}
+
+/// Where a held thread is.
+#[derive(Debug)]
+enum At {
+    /// In ptrace-stop.
+    Stopped(Stopped),
+    /// In its batch.
+    Running(Running),
+    /// Ended, or let go after a failure; it goes on by itself.
+    Lost,
+}
+
+/// A live process all of whose threads are held, ready to run batches.
+#[derive(Debug)]
+pub struct Live {
+    pid: Pid,
+    threads: Vec<Held>,
+    status: Status,
+    filters: Vec<Vec<u8>>,
+    runner: Option<Runner>,
+}
+
+/// The runner's place in the process.
+#[derive(Debug)]
+struct Runner {
+    place: Place,
+    header: Header,
+}
+
+/// A thread of a [`Live`] process, as it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// Its id.
+    pub tid: Pid,
+    /// Why it stopped.
+    pub stop: Stop,
+    /// Its registers as the kernel shows them at the stop.
+    pub at_stop: &'a Registers,
+    /// An EINTR in the registers may be that of a signal that waits for it.
+    pub signal_pending: bool,
+    /// Its blocked signals, bit n−1 is signal n.
+    pub mask: u64,
+}
+
+impl Live {
+    /// Reads what is needed to put every thread back as it is. A thread still busy with the batch of a checkpoint that died ends that first.
+    pub fn hold(process: Process, deadline: Deadline) -> Result<Self> {
+        let pid = process.pid;
+        let status = task::status(process.threads.first().map_or(pid, Stopped::tid))?;
+        let place = Place::find(pid).ok();
+        let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
+            Some((Ok(Some(_)), code)) => Some(code),
+            _ => None,
+        };
+        let mut threads = Vec::with_capacity(process.threads.len());
+        for thread in process.threads {
+            let thread = match code {
+                Some(code) => run_out(thread, code, deadline)?,
+                None => thread,
+            };
+            threads.push(Held::new(thread)?);
+        }
+        Ok(Self { pid, threads, status, filters: Vec::new(), runner: None })
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Its threads, the leader first.
+    pub fn threads(&self) -> impl ExactSizeIterator<Item = View<'_>> {
+        self.threads.iter().map(|held| View {
+            tid: held.tid,
+            stop: held.stop,
+            at_stop: &held.at_stop,
+            signal_pending: held.signal_pending,
+            mask: held.mask,
+        })
+    }
+
+    /// The handle of a thread, for requests that only read.
+    pub fn stopped(&self, thread: usize) -> Result<&Stopped> {
+        self.threads.get(thread).ok_or(Error::Gone(self.pid))?.stopped()
+    }
+
+    /// What /proc/PID/status says of the leader.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// The runner's pages of slots in this process: ours, no part of the application.
+    #[must_use]
+    pub fn area(&self) -> Option<AddrRange> {
+        let runner = self.runner.as_ref()?;
+        Some(AddrRange::new(VirtAddr(runner.header.area.0), runner.header.area.1))
+    }
+
+    /// Makes the process able to run batches, in every thread. Errors: [`Error::NoRunner`].
+    pub fn prepare(&mut self, deadline: Deadline) -> Result<()> {
+        let no = |why| Error::NoRunner { pid: self.pid, why };
+        if self.threads.iter().any(|held| held.at_stop.cs != 0x33) {
+            return Err(no("it runs 32-bit code"));
+        }
+        if self.status.seccomp != 0 {
+            self.filters = self.stopped(0)?.seccomp_filters()?;
+        }
+        if self.status.seccomp == 1 {
+            return Err(no("it is in strict seccomp mode"));
+        }
+        if !self.allowed() {
+            return Err(no("its seccomp filter does not allow what the runner itself needs"));
+        }
+        let place = Place::find(self.pid)?;
+        let wanted = self.threads.len() as u64;
+        let header = match place.installed()? {
+            Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => header,
+            Some(header) => Header { area: (0, 0), busy: header.busy, ..header },
+            None => {
+                place.install()?;
+                Header::default()
+            }
+        };
+        let fresh = header.area.1 == 0;
+        let header = if fresh { self.boot(&place, wanted, deadline)? } else { header };
+        let header = Header { busy: true, ..header };
+        place.set(header)?;
+        self.runner = Some(Runner { place, header });
+        if fresh { self.mark_area(deadline) } else { Ok(()) }
+    }
+
+    /// Whether the filters let pass what the runner does besides the batch.
+    fn allowed(&self) -> bool {
+        let none = [0; 6];
+        [libc::SYS_getpid, libc::SYS_gettid, libc::SYS_tgkill, libc::SYS_rt_sigprocmask]
+            .iter()
+            .all(|nr| self.allows(*nr, &none))
+    }
+
+    /// Whether the process's seccomp filters allow a call. True for all before [`Live::prepare`].
+    #[must_use]
+    pub fn allows(&self, nr: libc::c_long, args: &[u64; 6]) -> bool {
+        let ip = self.threads.first().map_or(0, |held| held.at_stop.rip);
+        self.filters.is_empty() || seccomp::allows(&self.filters, nr, args, ip)
+    }
+
+    /// Whether the area that the header tells of is there and ours.
+    fn is_area(&self, header: &Header) -> bool {
+        let mut magic = [0; 16];
+        header.area.1 == area_len(header.threads)
+            && remote::read(self.pid, VirtAddr(header.area.0), &mut magic).is_ok()
+            && magic == *AREA_MAGIC
+    }
+
+    /// Maps pages for the slots by one call from the first thread.
+    fn boot(&mut self, place: &Place, threads: u64, deadline: Deadline) -> Result<Header> {
+        let threads = threads.next_power_of_two();
+        let len = area_len(threads);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+        let args = [0, len, (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
+        let no = |why| Error::NoRunner { pid: self.pid, why };
+        if !self.allows(libc::SYS_mmap, &args) {
+            return Err(no("its seccomp filter does not allow mmap"));
+        }
+        let code = place.code().start;
+        let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
+        let signal = held.sign(&self.status)?;
+        held.leave_critical_section();
+        let mut back: Vec<u8> = Vec::with_capacity(28 * 8);
+        for word in words(&restart::without_kernel(&held.registers)).iter().chain(&[held.mask]) {
+            back.extend_from_slice(&word.to_le_bytes());
+        }
+        place.mem().write(code.add(runner::offsets().words), &back)?;
+        let mut regs = held.registers;
+        runner::set_entry(&mut regs, code.add(runner::offsets().boot), Slot { base: VirtAddr(0), len: 0 });
+        (regs.rax, regs.r12) = (libc::SYS_mmap as u64, signal as u64);
+        (regs.rdi, regs.rsi, regs.rdx) = (args[0], args[1], args[2]);
+        (regs.r10, regs.r8, regs.r9) = (args[3], args[4], args[5]);
+        held.launch(&regs, signal)?;
+        let end = held.collect(signal, code.add(runner::offsets().boot_sign), deadline)?;
+        if (-4095..0).contains(&(end.rbp as i64)) {
+            return Err(no("mmap fails in it"));
+        }
+        Ok(Header { area: (end.rbp, len), threads, busy: true })
+    }
+
+    /// Marks the area as ours, and keeps it out of core files, forks and its neighbours.
+    fn mark_area(&mut self, deadline: Deadline) -> Result<()> {
+        let Some(area) = self.area() else { return Ok(()) };
+        remote::write(self.pid, area.start, AREA_MAGIC)?;
+        let mut batch = self.batch(0)?;
+        for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
+            let args = [area.start.0, area.len(), advice as u64, 0, 0, 0];
+            if self.allows(libc::SYS_madvise, &args) {
+                batch.push(libc::SYS_madvise, args);
+            }
+        }
+        self.run(&[(0, &batch)], deadline).map(drop)
+    }
+
+    /// An empty batch for a thread, by its place. The first thread's is the larger.
+    pub fn batch(&self, thread: usize) -> Result<Batch> {
+        let area = self.area().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
+        Ok(Batch::new(slot(area.start, thread as u64)))
+    }
+
+    /// Runs batches, each in its thread, side by side; the outcomes come in the same order.
+    pub fn run(&mut self, batches: &[(usize, &Batch)], deadline: Deadline) -> Result<Vec<Outcome>> {
+        let runner =
+            self.runner.as_ref().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
+        let code = runner.place.code().start;
+        let mut signals = Vec::with_capacity(batches.len());
+        for (thread, batch) in batches {
+            let held = self.threads.get_mut(*thread).ok_or(Error::Gone(self.pid))?;
+            let signal = held.sign(&self.status)?;
+            signals.push(signal);
+            held.leave_critical_section();
+            let back = restart::without_kernel(&held.registers);
+            remote::write(self.pid, batch.slot().base, &batch.encode_live(signal, held.mask, &back)?)?;
+            let mut regs = held.registers;
+            runner::set_entry(&mut regs, code, batch.slot());
+            held.launch(&regs, signal)?;
+        }
+        let sign_at = code.add(runner::offsets().sign);
+        let mut outcomes = Vec::with_capacity(batches.len());
+        for ((thread, batch), signal) in batches.iter().zip(signals) {
+            self.threads[*thread].collect(signal, sign_at, deadline)?;
+            outcomes.push(read_outcome(self.pid, batch)?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Lets the process go on. Threads that died meanwhile are no failure.
+    pub fn release(mut self) -> Result<()> {
+        let mut first = self.settle();
+        for held in self.threads.drain(..) {
+            let At::Stopped(thread) = held.at else { continue };
+            let done = match thread.reason() {
+                // The sign, or a stop by the interrupt: there is nothing to deliver.
+                Stop::Signal(_) => thread.detach_with(0),
+                _ => thread.detach(),
+            };
+            if !matches!(done, Err(Error::Gone(_))) {
+                first = first.and(done);
+            }
+        }
+        first
+    }
+
+    /// Notes that no thread needs the slots any more.
+    fn settle(&mut self) -> Result<()> {
+        match self.runner.take() {
+            Some(Runner { place, header })
+                if self.threads.iter().all(|held| matches!(held.at, At::Stopped(_))) =>
+            {
+                place.set(Header { busy: false, ..header })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes for the slots of this many threads.
+fn area_len(threads: u64) -> u64 {
+    ROOM + FIRST + (ROOM + OTHER) * threads.saturating_sub(1)
+}
+
+/// The slot of a thread, by its place.
+fn slot(area: VirtAddr, thread: u64) -> Slot {
+    match thread {
+        0 => Slot { base: area.add(ROOM), len: FIRST },
+        n => Slot { base: area.add(area_len(n) + ROOM), len: OTHER },
+    }
+}
+
+/// A signal that means nothing to the process: ignored by default or by its will. Rather one that the thread does not block, so that
+/// none can be pending; C libraries block all for moments, then one of which `pending` holds none.
+fn sign(status: &Status, mask: u64, pending: impl FnOnce() -> u64) -> Option<i32> {
+    let bit = |signal: i32| 1u64 << (signal - 1);
+    let quiet = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+    let ignored =
+        (1..32).filter(|s| status.ignored & bit(*s) != 0 && !matches!(*s, libc::SIGCONT | libc::SIGCHLD));
+    let all: Vec<i32> = quiet.into_iter().chain(ignored).filter(|s| status.caught & bit(*s) == 0).collect();
+    let open = all.iter().find(|s| mask & bit(**s) == 0).copied();
+    open.or_else(|| {
+        let pending = pending();
+        all.into_iter().find(|s| pending & bit(*s) == 0)
+    })
+}
+
+/// Lets a thread end what a dead predecessor made it do.
+fn run_out(thread: Stopped, code: AddrRange, deadline: Deadline) -> Result<Stopped> {
+    let mut thread = thread;
+    while code.contains(VirtAddr(thread.registers()?.rip)) {
+        let tid = thread.tid();
+        let signal = match thread.reason() {
+            Stop::Signal(signal) if !matches!(signal, libc::SIGURG | libc::SIGWINCH | libc::SIGCHLD) => {
+                signal
+            }
+            _ => 0,
+        };
+        let running = thread.resume(signal).map_err(|(_, e)| e)?;
+        std::thread::sleep(Duration::from_micros(50));
+        thread = running.stop(deadline).map_err(|(_, e)| e)?.stopped(tid)?;
+    }
+    Ok(thread)
+}
+
+impl Held {
+    /// Reads registers and mask; a call that answered EINTR to our stop alone will restart.
+    fn new(thread: Stopped) -> Result<Self> {
+        let (tid, stop) = (thread.tid(), thread.reason());
+        let at_stop = thread.registers()?;
+        let mask = thread.signal_mask()?;
+        let (mut registers, mut signal_pending) = (at_stop, false);
+        if at_stop.rax as i64 == -i64::from(libc::EINTR) {
+            signal_pending = task::status(tid).is_ok_and(|s| (s.pending | s.shared_pending) & !mask != 0);
+            registers = restart::live(&at_stop, signal_pending);
+            thread.set_registers(&registers)?;
+        }
+        Ok(Self { at: At::Stopped(thread), tid, stop, at_stop, registers, mask, signal_pending })
+    }
+
+    fn stopped(&self) -> Result<&Stopped> {
+        match &self.at {
+            At::Stopped(thread) => Ok(thread),
+            _ => Err(Error::Gone(self.tid)),
+        }
+    }
+
+    /// The signal that is the sign in this thread.
+    fn sign(&self, status: &Status) -> Result<i32> {
+        let pending = || task::status(self.tid).map_or(u64::MAX, |s| s.pending | s.shared_pending);
+        let why = "every signal that could be the sign is in use";
+        sign(status, self.mask, pending).ok_or(Error::NoRunner { pid: self.tid, why })
+    }
+
+    /// The kernel aborts a critical section of rseq(2) when it sees the thread leave it; in the runner it would see it too late.
+    fn leave_critical_section(&mut self) {
+        let Ok(Ok(Some(rseq))) = self.stopped().map(Stopped::rseq) else { return };
+        let section = remote::read_u64(self.tid, VirtAddr(rseq.address).add(8)).unwrap_or(0);
+        let mut bytes = [0; 32];
+        if section != 0 && remote::read(self.tid, VirtAddr(section), &mut bytes).is_ok() {
+            self.registers.rip = CriticalSection::parse(&bytes).resume_at(self.registers.rip);
+        }
+    }
+
+    /// Sends the thread into the runner. From the first request on it finds its way back alone.
+    fn launch(&mut self, regs: &Registers, signal: i32) -> Result<()> {
+        let thread = self.stopped()?;
+        thread.set_registers(regs)?;
+        thread.set_signal_mask(!(1 << (signal - 1)))?;
+        self.resume(0)
+    }
+
+    /// Lets it run; if that fails it is let go.
+    fn resume(&mut self, signal: i32) -> Result<()> {
+        match mem::replace(&mut self.at, At::Lost) {
+            At::Stopped(thread) => {
+                self.at = At::Running(thread.resume(signal).map_err(|(_, e)| e)?);
+                Ok(())
+            }
+            other => {
+                self.at = other;
+                Err(Error::Gone(self.tid))
+            }
+        }
+    }
+
+    /// Waits for the sign at this place, puts the thread back as it was, and gives the registers of the runner's end.
+    fn collect(&mut self, signal: i32, sign_at: VirtAddr, deadline: Deadline) -> Result<Registers> {
+        loop {
+            let At::Running(running) = mem::replace(&mut self.at, At::Lost) else {
+                return Err(Error::Gone(self.tid));
+            };
+            let thread = match running.wait(deadline) {
+                Ok(waited) => waited.stopped(self.tid)?,
+                Err((running, e)) => {
+                    self.at = At::Running(running);
+                    return Err(e);
+                }
+            };
+            let reason = thread.reason();
+            let regs = thread.registers()?;
+            if reason == Stop::Signal(signal) && regs.rip == sign_at.0 {
+                thread.set_signal_mask(self.mask)?;
+                thread.set_registers(&self.registers)?;
+                self.at = At::Stopped(thread);
+                return Ok(regs);
+            }
+            self.at = At::Stopped(thread);
+            match reason {
+                Stop::Signal(libc::SIGSTOP) => self.resume(libc::SIGSTOP)?,
+                Stop::Signal(other) if other == signal => self.resume(0)?,
+                Stop::Interrupted | Stop::Group(_) => self.resume(0)?,
+                stop => {
+                    let stop = format!("{stop} at {:#x} in a batch", regs.rip);
+                    return Err(Error::UnexpectedStop { tid: self.tid, stop });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_lie_side_by_side_with_room_below_each() {
+        let area = VirtAddr(0x10_0000);
+        let mut end = area;
+        for n in 0..5 {
+            let slot = slot(area, n);
+            assert_eq!(slot.base, end.add(ROOM));
+            end = slot.base.add(slot.len);
+            assert_eq!(end, area.add(area_len(n + 1)));
+        }
+    }
+
+    #[test]
+    fn the_sign_is_a_signal_without_meaning() {
+        let bit = |s: i32| 1u64 << (s - 1);
+        let mut status = Status::default();
+        let none = || 0;
+        assert_eq!(sign(&status, 0, none), Some(libc::SIGURG));
+        assert_eq!(sign(&status, bit(libc::SIGURG), none), Some(libc::SIGWINCH));
+        assert_eq!(sign(&status, u64::MAX, || bit(libc::SIGURG)), Some(libc::SIGWINCH));
+        status.caught = bit(libc::SIGURG) | bit(libc::SIGWINCH) | bit(libc::SIGCHLD);
+        assert_eq!(sign(&status, 0, none), None);
+        status.ignored = bit(libc::SIGPIPE);
+        assert_eq!(sign(&status, 0, none), Some(libc::SIGPIPE));
+    }
+}
