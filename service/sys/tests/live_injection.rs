@@ -172,7 +172,8 @@ fn suspends() -> u64 {
 fn victim() {
     // SAFETY: installs a handler that only adds to an atomic.
     unsafe { libc::signal(libc::SIGUSR1, count as *const () as libc::sighandler_t) };
-    let parts: Vec<(&str, fn() -> u64)> = vec![
+    type Part = (&'static str, fn() -> u64);
+    let parts: Vec<Part> = vec![
         ("compute", compute),
         ("compute", compute),
         ("sleeps", sleeps),
