@@ -7,6 +7,9 @@ use core::sync::atomic::{
 /// The gate's word while it is open. Any other value is the number of the closing.
 pub const OPEN: u32 = 0;
 
+/// Where the gate's word is in a table, in bytes.
+pub const GATE_WORD: usize = 64;
+
 /// A waiter takes no longer lease than this, whatever the table says: 10 s.
 pub const LEASE_MAX_NS: u64 = 10_000_000_000;
 

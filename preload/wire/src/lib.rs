@@ -61,7 +61,7 @@ mod operation;
 mod slot;
 mod table;
 
-pub use gate::{Gate, LEASE_MAX_NS, OPEN};
+pub use gate::{GATE_WORD, Gate, LEASE_MAX_NS, OPEN};
 pub use operation::{OpCode, Subject};
 pub use slot::{Entry, Saved, Slot, State};
 pub use table::{

@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod capture;
+pub mod barrier;
 pub mod config;
 pub mod error;
 pub mod frozen;

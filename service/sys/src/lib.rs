@@ -13,6 +13,7 @@ pub mod error;
 pub mod inject;
 pub mod maps;
 pub mod pagemap;
+pub mod gate;
 pub mod ptrace;
 pub mod remote;
 pub mod restart;

@@ -1,0 +1,352 @@
+//! The daemon's side of a member's gate: the table of the preload library, mapped from outside.
+//!
+//! ```text
+//! /proc/PID/maps ► a mapping named "/memfd:ckpt-gate (deleted)" ► /proc/PID/map_files/START-END
+//!   on the kernel's own memory device? ► open ► size sealed? ► mmap shared ► header of our version?
+//! ```
+//! All of it is hostile input: a member can make a mapping of that name that is anything. What is not the kernel's own
+//! memory (a file of FUSE, say, which could hold the daemon up) is not even opened, what cannot shrink cannot kill its
+//! reader, and [`ckpt_wire::Table`] bounds all that is read.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use ckpt_wire::{MAPS_NAME, OpCode, REQUIRED_SEALS, SIZE, State, Subject as Touches, Table};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::{AddrRange, VirtAddr, task};
+
+/// An operation that a table tells. Everything but the process is the member's own word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The process whose table it is.
+    pub pid: Pid,
+    /// The thread, by its id in the process's own PID namespace.
+    pub thread: u32,
+    /// The call's name; `unknown` for a code of a later library.
+    pub name: &'static str,
+    /// Counts the operations of the thread's slot.
+    pub sequence: u64,
+    /// The descriptor, or -1.
+    pub fd: i32,
+    /// The second descriptor (the source of a copy), or -1.
+    pub other: i32,
+    /// Offset in bytes, or -1 for the descriptor's position.
+    pub offset: i64,
+    /// Length in bytes as asked for, or 0.
+    pub length: u64,
+    on_descriptor: bool,
+}
+
+/// A member's gate, mapped. Dropping it opens the gate if it is the one that closed it.
+pub struct Gate {
+    pid: Pid,
+    range: AddrRange,
+    inode: u64,
+    memory: NonNull<u8>,
+    closed: AtomicBool,
+}
+
+// SAFETY: the mapping belongs to this value alone and is only used through atomics.
+unsafe impl Send for Gate {}
+// SAFETY: as above.
+unsafe impl Sync for Gate {}
+
+impl Gate {
+    /// The gate of a process; `None` if it has no library (a static program, one that changed its credentials at
+    /// exec, or one that started before the group was enabled), or a table that is not to be trusted.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if there is no such process; [`Error::Kernel`] where /proc or mmap(2) refuses.
+    pub fn find(pid: i32) -> Result<Option<Gate>> {
+        let pid = Pid::from_raw(pid);
+        let path = format!("/proc/{pid}/maps");
+        let maps = fs::read(&path).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
+            _ => Error::io("read", path, &e),
+        })?;
+        for range in parse_tables(&maps, memory_device()?) {
+            if let Some(gate) = Gate::map(pid, range)? {
+                return Ok(Some(gate));
+            }
+        }
+        Ok(None)
+    }
+
+    fn map(pid: Pid, range: AddrRange) -> Result<Option<Gate>> {
+        let Some(file) = open_sealed(pid, range)? else { return Ok(None) };
+        let inode = file.metadata().map_err(|e| Error::io("fstat", "memfd:ckpt-gate", &e))?.ino();
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let address = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), SIZE, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        let memory = match NonNull::new(address.cast::<u8>()) {
+            Some(memory) if address != libc::MAP_FAILED => memory,
+            _ => return Err(Error::task("mmap", pid, Errno::last())),
+        };
+        // From here on Drop unmaps.
+        let gate = Gate { pid, range, inode, memory, closed: AtomicBool::new(false) };
+        // SAFETY: SIZE bytes are mapped while gate lives; the seals keep the file from shrinking.
+        let known = unsafe { Table::from_raw(gate.memory.as_ptr(), SIZE) }.is_ok();
+        Ok(known.then_some(gate))
+    }
+
+    fn table(&self) -> Table<'_> {
+        // SAFETY: map() has checked the header once; a page-aligned mapping of SIZE bytes that cannot shrink lives as
+        // long as self. What the member writes into the header later changes nothing that reads rely on.
+        unsafe { Table::trusted(self.memory.as_ptr()) }
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Where the table is in the member's memory.
+    pub fn range(&self) -> AddrRange {
+        self.range
+    }
+
+    /// The number of the memfd: a child of a raw clone(2) shares its parent's table until its first operation.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Closes the gate: operations that begin from now on wait, but no longer than `lease` after the last sign of life
+    /// ([`Gate::renew`]), and at most 10 s.
+    pub fn close(&self, lease: Duration) {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        self.closed.store(true, Relaxed);
+        self.table().gate().close(lease, std::process::id(), 0);
+    }
+
+    /// Tells the waiters that the daemon lives.
+    pub fn renew(&self) {
+        self.table().gate().renew();
+    }
+
+    /// Opens the gate and wakes who waits at it.
+    pub fn open(&self) {
+        self.closed.store(false, Relaxed);
+        let gate = self.table().gate();
+        gate.open();
+        // SAFETY: FUTEX_WAKE only uses the address, which lies in the mapping.
+        unsafe {
+            libc::syscall(libc::SYS_futex, gate.futex(), libc::FUTEX_WAKE, i32::MAX);
+        }
+    }
+
+    /// Whether the gate is open (it may have opened by itself).
+    pub fn is_open(&self) -> bool {
+        self.table().gate().is_open()
+    }
+
+    /// How many threads say that they wait at the gate.
+    pub fn waiting(&self) -> u32 {
+        self.table().gate().waiting()
+    }
+
+    /// How many operations are between their entry and the start of their execution: no checkpoint now.
+    pub fn added(&self) -> usize {
+        let table = self.table();
+        let (added, _) = table.overflow().counts();
+        table.slots().filter(|slot| slot.state() == State::Added).count() + added as usize
+    }
+
+    /// The operations that are being executed, blocked or not.
+    pub fn executing(&self) -> Vec<Operation> {
+        self.operations(State::Executing)
+    }
+
+    /// The operations that are worth waiting for: those on files, in threads that run or sleep uninterruptibly. A
+    /// thread that sleeps interruptibly (in a pipe, a socket, a FIFO's open) can be frozen where it is.
+    pub fn draining(&self) -> Vec<Operation> {
+        let mut operations = self.executing();
+        operations.retain(|operation| operation.touches_file() && operation.is_running());
+        operations
+    }
+
+    fn operations(&self, wanted: State) -> Vec<Operation> {
+        let slots = self.table().slots();
+        slots
+            .filter_map(|slot| {
+                let (state, sequence, entry) = slot.look()?;
+                let code = OpCode::from_code(entry.code);
+                (state == wanted).then(|| Operation {
+                    pid: self.pid,
+                    thread: slot.thread(),
+                    name: code.map_or("unknown", OpCode::name),
+                    sequence,
+                    fd: entry.fd,
+                    other: entry.other,
+                    offset: entry.offset,
+                    length: entry.length,
+                    on_descriptor: code.is_some_and(|code| code.subject() == Touches::Descriptor),
+                })
+            })
+            .collect()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        if self.closed.load(Relaxed) {
+            self.open();
+        }
+        // SAFETY: the mapping is ours, and nothing borrows it any more.
+        unsafe {
+            libc::munmap(self.memory.as_ptr().cast(), SIZE);
+        }
+    }
+}
+
+impl Operation {
+    /// Whether the operation is on a file: by its nature, or because its descriptor is one.
+    fn touches_file(&self) -> bool {
+        if !self.on_descriptor {
+            return true;
+        }
+        // Only the link is read: a file system that hangs must not hold the daemon up.
+        let Ok(link) = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.fd)) else { return false };
+        link.is_absolute() && !link.starts_with("/dev/pts") && !link.starts_with("/dev/tty")
+    }
+
+    /// Whether its thread runs or sleeps uninterruptibly.
+    fn is_running(&self) -> bool {
+        let running = |tid: Pid| task::status(tid).is_ok_and(|status| matches!(status.state, 'R' | 'D'));
+        let direct = Pid::from_raw(i32::try_from(self.thread).unwrap_or(0));
+        match inner_id(self.pid, direct) {
+            // The process knows its threads by the same numbers as we do.
+            Some(id) if id == self.thread => running(direct),
+            _ => task::threads(self.pid)
+                .unwrap_or_default()
+                .into_iter()
+                .find(|&tid| inner_id(self.pid, tid) == Some(self.thread))
+                .is_some_and(running),
+        }
+    }
+}
+
+/// A thread's id in its own PID namespace: the last number of NSpid in /proc/PID/task/TID/status (Linux 4.1).
+fn inner_id(pid: Pid, tid: Pid) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
+}
+
+/// The device, as /proc/PID/maps shows it, that every memfd is on: the kernel's internal tmpfs.
+fn memory_device() -> Result<&'static str> {
+    static DEVICE: OnceLock<String> = OnceLock::new();
+    if let Some(device) = DEVICE.get() {
+        return Ok(device);
+    }
+    let number = File::from(new_memfd()?).metadata().map_err(|e| Error::io("fstat", "memfd", &e))?.dev();
+    Ok(DEVICE.get_or_init(|| format!("{:02x}:{:02x}", libc::major(number), libc::minor(number))))
+}
+
+/// The mappings in a text of /proc/PID/maps that may be tables: by name, size, offset, protection and device.
+pub fn parse_tables(maps: &[u8], device: &str) -> Vec<AddrRange> {
+    let lines = maps.split(|&byte| byte == b'\n').filter(|line| line.ends_with(MAPS_NAME.as_bytes()));
+    lines.filter_map(|line| parse_line(std::str::from_utf8(line).ok()?, device)).take(4).collect()
+}
+
+fn parse_line(line: &str, device: &str) -> Option<AddrRange> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let (flags, offset, on) = (fields.next()?, fields.next()?, fields.next()?);
+    let name = fields.nth(1)?.trim_start();
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    let fits = end.checked_sub(start)? == SIZE as u64 && name == MAPS_NAME && on == device;
+    (fits && flags == "rw-s" && offset.bytes().all(|digit| digit == b'0'))
+        .then_some(AddrRange { start: VirtAddr(start), end: VirtAddr(end) })
+}
+
+/// Opens what is mapped there, if it is a file whose size is sealed.
+fn open_sealed(pid: Pid, range: AddrRange) -> Result<Option<File>> {
+    let path = format!("/proc/{pid}/map_files/{:x}-{:x}", range.start.0, range.end.0);
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        // Unmapped, or gone, in between.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(None),
+        Err(e) => return Err(Error::io("open", path, &e)),
+    };
+    // SAFETY: F_GET_SEALS takes no argument.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    let sealed = seals >= 0 && seals & REQUIRED_SEALS == REQUIRED_SEALS;
+    let length = file.metadata().map_err(|e| Error::io("fstat", &path, &e))?.len();
+    Ok((sealed && length == SIZE as u64).then_some(file))
+}
+
+fn new_memfd() -> Result<OwnedFd> {
+    // SAFETY: the name is a C string.
+    let fd =
+        unsafe { libc::memfd_create(ckpt_wire::NAME.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(Error::Kernel {
+            op: "memfd_create",
+            subject: crate::Subject::Here,
+            source: Errno::last(),
+        });
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A memfd for a restored member's table: `contents` as it was at the checkpoint (at most [`SIZE`] bytes; what is
+/// missing is zero), with the gate open and the size sealed as the library does it. To be mapped shared, readable and
+/// writable, at the table's old address.
+///
+/// # Errors
+/// [`Error::Kernel`] where memfd_create(2), write(2) or F_ADD_SEALS refuses.
+pub fn rebuild(contents: &[u8]) -> Result<OwnedFd> {
+    let here = |op, source| Error::Kernel { op, subject: crate::Subject::Here, source };
+    let file = File::from(new_memfd()?);
+    let number = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    file.set_len(SIZE as u64).map_err(|e| here("ftruncate", number(e)))?;
+    let contents = &contents[..contents.len().min(SIZE)];
+    // Pages of nothing stay holes.
+    for (index, page) in contents.chunks(4096).enumerate() {
+        if page.iter().any(|&byte| byte != 0) {
+            file.write_all_at(page, index as u64 * 4096).map_err(|e| here("pwrite", number(e)))?;
+        }
+    }
+    let open = ckpt_wire::OPEN.to_ne_bytes();
+    file.write_all_at(&open, ckpt_wire::GATE_WORD as u64).map_err(|e| here("pwrite", number(e)))?;
+    // SAFETY: F_ADD_SEALS takes an integer.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, REQUIRED_SEALS | libc::F_SEAL_SEAL) } != 0 {
+        return Err(here("F_ADD_SEALS", Errno::last()));
+    }
+    Ok(file.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_shared_tables_are_candidates() {
+        let maps = b"7f0000000000-7f0000040000 rw-s 00000000 00:01 46        /memfd:ckpt-gate (deleted)\n\
+            7f0000100000-7f0000101000 rw-s 00000000 00:01 47             /memfd:ckpt-gate (deleted)\n\
+            7f0000200000-7f0000240000 rw-p 00000000 00:01 48             /memfd:ckpt-gate (deleted)\n\
+            7f0000300000-7f0000340000 rw-s 00001000 00:01 49             /memfd:ckpt-gate (deleted)\n\
+            7f0000400000-7f0000440000 rw-s 00000000 00:01 50             /x/memfd:ckpt-gate (deleted)\n\
+            7f0000480000-7f00004c0000 rw-s 00000000 00:2a 50             /memfd:ckpt-gate (deleted)\n\
+            7f0000500000-zz rw-s 00000000 00:01 50                       /memfd:ckpt-gate (deleted)\n\
+            /memfd:ckpt-gate (deleted)\n\xff/memfd:ckpt-gate (deleted)";
+        let found = parse_tables(maps, "00:01");
+        assert_eq!(found, [AddrRange { start: VirtAddr(0x7f00_0000_0000), end: VirtAddr(0x7f00_0004_0000) }]);
+    }
+
+    #[test]
+    fn a_process_without_the_library_has_no_gate() {
+        assert!(Gate::find(i32::try_from(std::process::id()).unwrap()).unwrap().is_none());
+    }
+}
