@@ -9,6 +9,7 @@ pub mod batch;
 pub mod cgroup;
 pub mod clone;
 pub mod descriptor;
+pub mod btrfs;
 pub mod error;
 pub mod inject;
 pub mod maps;
