@@ -12,14 +12,11 @@ pub mod capture;
 pub mod barrier;
 pub mod config;
 pub mod error;
-<<<<<<< HEAD
 pub mod frozen;
 pub mod local;
 pub mod rebuild;
 pub mod store;
-=======
 pub mod storage;
->>>>>>> 330dc6e (Pair checkpoints with btrfs snapshots: prepare, take, exchange, undo)
 
 pub use api::*;
 pub use error::Error;
