@@ -13,6 +13,7 @@ pub mod btrfs;
 pub mod error;
 pub mod inject;
 pub mod maps;
+pub mod nursery;
 pub mod pagemap;
 pub mod gate;
 pub mod ptrace;

@@ -1,3 +1,15 @@
 //! Rebuilding the members of a group: what ckpt-restore does.
+//!
+//! ```text
+//!  image, units ► check ► plan ► descriptions, objects opened once, here ► tree grown ► in every member, by batches:
+//!    descriptors ► memory ► layout, handlers, limits, timers ► threads ► in every thread: credentials, seccomp, …
+//!  ► registers, masks, pending signals ► all let go at once ► systemd told
+//! ```
+//! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
+mod failure;
+mod member;
 pub mod tree;
+
+pub use failure::Failure;
+pub use member::Member;
