@@ -28,6 +28,8 @@ const PAGE: usize = PAGE_SIZE as usize;
 static ZEROES: [u8; PAGE] = [0; PAGE];
 /// Slices given to one writev(2), IOV_MAX.
 const MAX_SLICES: usize = 1024;
+/// Bytes gathered for one write.
+const LARGE: usize = 8 << 20;
 
 /// What a finished writer tells for the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,12 +73,36 @@ impl PagesWriter {
     ///
     /// Errors: Io (ENOSPC: see [`ImageError::is_no_space`]). `data` must be whole pages, else Encode.
     pub fn append(&mut self, container: Container, first: u64, data: &[u8]) -> Result<u64> {
-        if !data.len().is_multiple_of(PAGE) {
-            let what = format!("{} bytes are not whole pages", data.len());
-            return Err(ImageError::Encode { path: self.path.clone(), what });
-        }
+        self.append_all([(container, first, data)])
+    }
+
+    /// [`PagesWriter::append`] of many pieces (container, first page, bytes), gathered into large writes.
+    pub fn append_all<'a>(
+        &mut self,
+        pieces: impl IntoIterator<Item = (Container, u64, &'a [u8])>,
+    ) -> Result<u64> {
         let before = self.checksums.len();
-        let mut slices: Vec<&[u8]> = Vec::new();
+        let mut slices: Vec<&[u8]> = Vec::with_capacity(MAX_SLICES);
+        let mut bytes = 0;
+        for (container, first, data) in pieces {
+            if !data.len().is_multiple_of(PAGE) {
+                let what = format!("{} bytes are not whole pages", data.len());
+                return Err(ImageError::Encode { path: self.path.clone(), what });
+            }
+            self.index(container, first, data, &mut slices);
+            bytes += data.len();
+            if bytes >= LARGE || slices.len() >= MAX_SLICES {
+                self.write(&slices)?;
+                slices.clear();
+                bytes = 0;
+            }
+        }
+        self.write(&slices)?;
+        Ok((self.checksums.len() - before) as u64)
+    }
+
+    /// Enters pages into index and checksums as if `slices`, to which it adds those that are not zero, were written already.
+    fn index<'a>(&mut self, container: Container, first: u64, data: &'a [u8], slices: &mut Vec<&'a [u8]>) {
         let mut at = 0;
         while at < data.len() {
             let zero = data[at..at + PAGE] == ZEROES;
@@ -97,8 +123,6 @@ impl PagesWriter {
             self.put(container, Extent { first: first + (at / PAGE) as u64, count, store });
             at = end;
         }
-        self.write(slices)?;
-        Ok((self.checksums.len() - before) as u64)
     }
 
     /// Records pages that are known to be zero, without their bytes.
@@ -120,8 +144,8 @@ impl PagesWriter {
         self.containers.entry(container).or_default().1.insert(extent);
     }
 
-    fn write(&mut self, slices: Vec<&[u8]>) -> Result<()> {
-        let mut slices: Vec<IoSlice<'_>> = slices.into_iter().map(IoSlice::new).collect();
+    fn write(&mut self, slices: &[&[u8]]) -> Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = slices.iter().copied().map(IoSlice::new).collect();
         let mut left = &mut slices[..];
         while !left.is_empty() {
             let some = left.len().min(MAX_SLICES);

@@ -53,6 +53,10 @@ pub struct MappingRecord {
     pub kind: MappingKind,
     /// Flags of the mapping.
     pub flags: MappingFlags,
+    /// PR_SET_VMA_ANON_NAME, of anonymous mappings.
+    pub name: Option<Vec<u8>>,
+    /// Guard ranges inside it (MADV_GUARD_INSTALL): first address and address after the last, ascending.
+    pub guards: Vec<(u64, u64)>,
 }
 
 /// What a mapping is of.
@@ -116,6 +120,10 @@ pub struct MappingFlags {
     pub random: bool,
     /// hugetlbfs page size in bytes, 0 for ordinary pages (`ht`).
     pub hugetlb: u64,
+    /// MAP_DROPPABLE, Linux 6.11 (`dp`).
+    pub droppable: bool,
+    /// mseal(2), Linux 6.10 (`sl`).
+    pub sealed: bool,
 }
 
 /// A shared memory object; its non-zero pages are in its own container.
