@@ -12,6 +12,8 @@ pub mod descriptor;
 pub mod btrfs;
 pub mod error;
 pub mod inject;
+pub mod gather;
+pub mod layout;
 pub mod maps;
 pub mod nursery;
 pub mod pagemap;

@@ -17,15 +17,22 @@ const BATCH: usize = 4096;
 /// PAGE_IS_GUARD is known from Linux 6.15 on; older kernels answer EINVAL.
 const GUARD: u64 = raw::PAGE_IS_GUARD as u64;
 
-/// What kind of pages a scan looks for.
+/// Which pages count as the process's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// Present or swapped pages that belong to the process and not to a file, the kernel's zero page excepted.
     Own,
     /// The same with the zero page: in a private mapping of a file it hides the file.
     OwnOrZero,
+}
+
+/// What a scan found: ranges, ascending, merged where they touch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    /// The wanted pages.
+    pub pages: Vec<AddrRange>,
     /// Pages with a guard marker (MADV_GUARD_INSTALL, Linux 6.13; told from Linux 6.15 on).
-    Guard,
+    pub guards: Vec<AddrRange>,
 }
 
 /// /proc/PID/pagemap, open.
@@ -46,10 +53,10 @@ impl Pagemap {
         Ok(Self { pid, file, buffer: vec![empty; BATCH], guards: true })
     }
 
-    /// The wanted pages inside `range`, as ranges, ascending, merged where they touch; appended to `found`.
+    /// What lies inside `range`, appended to `found`.
     ///
     /// Errors: ENOTTY before Linux 6.7.
-    pub fn scan(&mut self, range: AddrRange, wanted: Wanted, found: &mut Vec<AddrRange>) -> Result<()> {
+    pub fn scan(&mut self, range: AddrRange, wanted: Wanted, found: &mut Found) -> Result<()> {
         let mut from = range.start;
         while from < range.end {
             let regions = match self.call(from, range.end, wanted) {
@@ -63,7 +70,10 @@ impl Pagemap {
                 }
                 Ok(count) => &self.buffer[..count],
             };
-            regions.iter().for_each(|region| push(found, VirtAddr(region.start), VirtAddr(region.end)));
+            for region in regions {
+                let list = if region.categories & GUARD != 0 { &mut found.guards } else { &mut found.pages };
+                push(list, VirtAddr(region.start), VirtAddr(region.end));
+            }
             // Not walk_end: up to Linux 6.18 it can lie before pages that were told already.
             match regions.last() {
                 Some(last) if regions.len() == BATCH && last.end > from.0 => from = VirtAddr(last.end),
@@ -77,12 +87,9 @@ impl Pagemap {
     fn call(&mut self, start: VirtAddr, end: VirtAddr, wanted: Wanted) -> std::result::Result<usize, Errno> {
         let bits = |names: &[u32]| names.iter().fold(0, |set, bit| set | u64::from(*bit));
         let guard = if self.guards { GUARD } else { 0 };
-        let there = bits(&[raw::PAGE_IS_PRESENT, raw::PAGE_IS_SWAPPED]);
-        let (absent, anyof) = match wanted {
-            Wanted::Own => (bits(&[raw::PAGE_IS_FILE, raw::PAGE_IS_PFNZERO]) | guard, there),
-            Wanted::OwnOrZero => (bits(&[raw::PAGE_IS_FILE]) | guard, there),
-            Wanted::Guard if guard == 0 => return Ok(0),
-            Wanted::Guard => (0, guard),
+        let absent = match wanted {
+            Wanted::Own => bits(&[raw::PAGE_IS_FILE, raw::PAGE_IS_PFNZERO]),
+            Wanted::OwnOrZero => bits(&[raw::PAGE_IS_FILE]),
         };
         let mut arg = raw::pm_scan_arg {
             size: std::mem::size_of::<raw::pm_scan_arg>() as u64,
@@ -95,14 +102,14 @@ impl Pagemap {
             max_pages: 0,
             category_inverted: absent,
             category_mask: absent,
-            category_anyof_mask: anyof,
-            return_mask: anyof,
+            category_anyof_mask: bits(&[raw::PAGE_IS_PRESENT, raw::PAGE_IS_SWAPPED]) | guard,
+            // With nothing but the guard told, neighbours that differ only in being swapped are one region.
+            return_mask: if guard == 0 { bits(&[raw::PAGE_IS_PRESENT, raw::PAGE_IS_SWAPPED]) } else { guard },
         };
         // SAFETY: arg is a valid pm_scan_arg that outlives the call; vec points to vec_len regions that only the kernel
         // writes during it.
         let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
-        let count = Errno::result(count)?;
-        Ok(count as usize)
+        Ok(Errno::result(count)? as usize)
     }
 }
 
@@ -149,18 +156,17 @@ mod tests {
 
         let mut map = Pagemap::open(Pid::this()).unwrap();
         let whole = AddrRange::new(VirtAddr(first), len.get() as u64);
-        let mut found = Vec::new();
-        map.scan(whole, Wanted::Own, &mut found).unwrap();
+        let mut all = Found::default();
+        map.scan(whole, Wanted::Own, &mut all).unwrap();
+        let found = &all.pages;
         assert_eq!(found.iter().map(AddrRange::len).sum::<u64>(), (pages as u64 / 2 + 1) * PAGE);
         assert_eq!(found[3], AddrRange::new(VirtAddr(first + 6 * PAGE), 3 * PAGE));
-        let mut guards = Vec::new();
-        map.scan(whole, Wanted::Guard, &mut guards).unwrap();
         if guarded && map.guards {
-            assert_eq!(guards, [AddrRange::new(VirtAddr(first + 13 * PAGE), PAGE)]);
+            assert_eq!(all.guards, [AddrRange::new(VirtAddr(first + 13 * PAGE), PAGE)]);
         }
-        let mut with_zero = Vec::new();
-        map.scan(AddrRange::new(VirtAddr(first + 10 * PAGE), 3 * PAGE), Wanted::OwnOrZero, &mut with_zero)
-            .unwrap();
-        assert_eq!(with_zero, [AddrRange::new(VirtAddr(first + 10 * PAGE), 3 * PAGE)]);
+        let mut with_zero = Found::default();
+        let three = AddrRange::new(VirtAddr(first + 10 * PAGE), 3 * PAGE);
+        map.scan(three, Wanted::OwnOrZero, &mut with_zero).unwrap();
+        assert_eq!(with_zero.pages, [three]);
     }
 }

@@ -108,7 +108,17 @@ impl Files {
         Ok(())
     }
 
-    /// The files whose content goes into the image: number, size and a descriptor to read it from.
+    /// Says that the content of a file that has a name goes into the image, because no snapshot and no directory of the group
+    /// keeps it (tmpfs). What is kept in another way already stays so. Errors: as [`Files::keep_content`].
+    pub fn store(&mut self, id: FileId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        if matches!(self.records[id.index()].source, FileSource::Path { .. }) {
+            self.records[id.index()].source = FileSource::Memory;
+            self.keep_content(id, fd)?;
+        }
+        Ok(())
+    }
+
+    /// The unlinked files and those in memory whose content goes into the image: number, size and a descriptor to read it from.
     pub fn contents(&self) -> Vec<(FileId, u64, BorrowedFd<'_>)> {
         let mut contents: Vec<_> =
             self.contents.iter().map(|(id, fd)| (*id, self.records[id.index()].size, fd.as_fd())).collect();

@@ -1,0 +1,166 @@
+//! Before the window.
+
+use std::collections::{HashMap, HashSet};
+
+use ckpt_sys::arena::Arena;
+use ckpt_sys::maps::{Mapping, read_smaps};
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use super::files::{is_refused_device, map_files};
+use super::{Capture, Class, Member, MemoryError, Selection, classify};
+use crate::Problem;
+
+/// What a look at running members told.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// What cannot be captured.
+    pub problems: Vec<Problem>,
+    /// Bytes that a full copies: own pages, shared memory. Unlinked files and objects that are not mapped come on top.
+    pub bytes: u64,
+}
+
+/// Looks at the memory of running members. A member that ends meanwhile is left out.
+pub fn survey(members: &[Member<'_>]) -> Result<Survey, MemoryError> {
+    let shm_dev = shm_dev()?;
+    let mut survey = Survey::default();
+    let mut objects = HashSet::new();
+    for member in members {
+        let mappings = match read_smaps(Pid::from_raw(member.tid)) {
+            Ok(mappings) => mappings,
+            Err(e) if matches!(e.errno(), Some(Errno::ESRCH | Errno::ENOENT)) => continue,
+            Err(e) => return Err(e.into()),
+        };
+        for mapping in &mappings {
+            look(&mut survey, &mut objects, member, mapping, shm_dev);
+        }
+    }
+    Ok(survey)
+}
+
+fn look(
+    survey: &mut Survey,
+    objects: &mut HashSet<((u32, u32), u64)>,
+    member: &Member<'_>,
+    mapping: &Mapping,
+    shm_dev: (u32, u32),
+) {
+    let refused = match classify(mapping, shm_dev) {
+        Ok(Class::Object(_)) => {
+            if objects.insert((mapping.dev, mapping.ino)) {
+                let blocks =
+                    nix::sys::stat::stat(&map_files(member, mapping)).map_or(0, |stat| stat.st_blocks);
+                survey.bytes += blocks as u64 * 512;
+            }
+            None
+        }
+        Ok(Class::File) => is_refused_device(member, mapping),
+        Ok(_) => None,
+        Err(refusal) => Some(refusal),
+    };
+    if let Some(refusal) = refused {
+        survey.problems.push(member.problem(describe(mapping), refusal));
+    }
+    if !mapping.shared {
+        survey.bytes += mapping.details.map_or(0, |details| details.anonymous);
+    }
+}
+
+/// A mapping as problems name it.
+pub(super) fn describe(mapping: &Mapping) -> String {
+    use ckpt_sys::maps::MapName;
+    let range = format!("mapping {:x}-{:x}", mapping.range.start.0, mapping.range.end.0);
+    match &mapping.name {
+        MapName::None => range,
+        MapName::Special(name) => format!("{range} [{name}]"),
+        MapName::Anon(name) => format!("{range} [anon:{}]", String::from_utf8_lossy(name)),
+        MapName::File { path, .. } => format!("{range} {}", path.display()),
+    }
+}
+
+/// The device of the kernel's own tmpfs, as maps shows it: that of any memfd.
+fn shm_dev() -> Result<(u32, u32), MemoryError> {
+    use nix::sys::{memfd, stat};
+    let error = |op, source| {
+        MemoryError::Kernel(ckpt_sys::Error::Kernel { op, subject: ckpt_sys::Subject::Here, source })
+    };
+    let fd = memfd::memfd_create(c"ckpt-probe", memfd::MFdFlags::MFD_CLOEXEC)
+        .map_err(|e| error("memfd_create", e))?;
+    let dev = stat::fstat(&fd).map_err(|e| error("fstat", e))?.st_dev;
+    Ok((stat::major(dev) as u32, stat::minor(dev) as u32))
+}
+
+/// What is ready before the window opens.
+#[derive(Debug)]
+pub struct Plan {
+    survey: Survey,
+    arena: Arena,
+    shm_dev: (u32, u32),
+}
+
+impl Plan {
+    /// Looks at the members, and takes the memory that the copy of theirs will need.
+    ///
+    /// Errors: NoMemory where it would not fit; the caller looks at [`Plan::problems`] before it freezes anything.
+    pub fn prepare(members: &[Member<'_>]) -> Result<Self, MemoryError> {
+        let survey = survey(members)?;
+        // The group runs on and grows a little until it is frozen.
+        let need = survey.bytes + survey.bytes / 16 + (4 << 20);
+        let available = available()?;
+        if need > available - available / 16 {
+            return Err(MemoryError::NoMemory { need, available });
+        }
+        let mut arena = Arena::new(need as usize)?;
+        if survey.problems.is_empty() {
+            arena.populate()?;
+        }
+        Ok(Self { survey, arena, shm_dev: shm_dev()? })
+    }
+
+    /// What cannot be captured.
+    pub fn problems(&self) -> &[Problem] {
+        &self.survey.problems
+    }
+
+    /// Bytes that will have to be copied, about.
+    pub fn bytes(&self) -> u64 {
+        self.survey.bytes
+    }
+
+    /// The window opens.
+    pub fn begin(self, selection: Box<dyn Selection>) -> Capture {
+        Capture {
+            arena: self.arena,
+            selection,
+            shm_dev: self.shm_dev,
+            sources: Vec::new(),
+            pieces: Vec::new(),
+            known: HashMap::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// MemAvailable of /proc/meminfo, bytes.
+fn available() -> Result<u64, MemoryError> {
+    let path = "/proc/meminfo";
+    let text =
+        std::fs::read_to_string(path).map_err(|source| MemoryError::Proc { path: path.into(), source })?;
+    Ok(parse_available(&text).unwrap_or(u64::MAX))
+}
+
+fn parse_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read() {
+        assert_eq!(parse_available("MemFree: 1 kB\nMemAvailable:   24000 kB\n"), Some(24000 << 10));
+        assert!(available().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,185 @@
+//! One address space in the window: its record, and which of its pages are to be copied.
+
+use std::path::PathBuf;
+
+use ckpt_image::Container;
+use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
+use ckpt_sys::maps::{MapName, Mapping, read_smaps};
+use ckpt_sys::pagemap::{Found, Pagemap, Wanted};
+use ckpt_sys::{gather::gather, layout::layout};
+use nix::unistd::Pid;
+
+use super::classify::record_flags;
+use super::copy::{Piece, Source};
+use super::plan::describe;
+use super::{Capture, Class, Member, MemoryError, PAGE, classify};
+use crate::capture::{Files, Objects};
+
+const MCL_FUTURE: u32 = 2;
+const MCL_ONFAULT: u32 = 4;
+
+impl Capture {
+    /// Takes down one address space of a stopped process. `brk`: what brk(0) answers inside it. What cannot be captured is
+    /// added to [`Capture::problems`] and is not in the record.
+    ///
+    /// Errors: the kernel's.
+    pub fn space(
+        &mut self,
+        member: &Member<'_>,
+        id: SpaceId,
+        brk: u64,
+        files: &mut Files,
+        objects: &mut Objects,
+    ) -> Result<SpaceRecord, MemoryError> {
+        let tid = Pid::from_raw(member.tid);
+        let source = self.sources.len();
+        self.sources.push(Source::Memory(tid));
+        let mut pagemap = Pagemap::open(tid)?;
+        let smaps = read_smaps(tid)?;
+        let mut mappings = Vec::with_capacity(smaps.len());
+        for mapping in &smaps {
+            let Some(mut record) = self.mapping(member, mapping, files, objects)? else { continue };
+            if !mapping.shared && !matches!(record.kind, MappingKind::Vdso | MappingKind::Vvar) {
+                self.own_pages(id, source, mapping, &mut record, &mut pagemap)?;
+            }
+            mappings.push(record);
+        }
+        let exe = PathBuf::from(format!("/proc/{tid}/exe"));
+        let stat = nix::sys::stat::stat(&exe).map_err(|e| read_error(&exe, e))?;
+        Ok(SpaceRecord {
+            id,
+            layout: layout_record(tid, brk)?,
+            auxv: read(&format!("/proc/{tid}/auxv"))?,
+            exe: self.file(member, &exe, &stat, true, files)?,
+            mlock_future: mlock_future(&mappings),
+            mappings,
+            thp_disabled: thp_disabled(&read(&format!("/proc/{tid}/status"))?),
+        })
+    }
+
+    /// The record of a mapping; `None` if it is not recorded, or refused.
+    fn mapping(
+        &mut self,
+        member: &Member<'_>,
+        mapping: &Mapping,
+        files: &mut Files,
+        objects: &mut Objects,
+    ) -> Result<Option<MappingRecord>, MemoryError> {
+        let kind = match classify(mapping, self.shm_dev) {
+            Ok(Class::Vsyscall) => return Ok(None),
+            Ok(Class::Vdso) => MappingKind::Vdso,
+            Ok(Class::Vvar) => MappingKind::Vvar,
+            Ok(Class::Anonymous) => MappingKind::Anonymous,
+            Ok(Class::Gate) => MappingKind::Gate { content: gate_content(member, mapping)? },
+            Ok(Class::Object(class)) => MappingKind::Object {
+                object: self.mapped_object(member, mapping, class, objects)?,
+                offset: mapping.offset,
+            },
+            Ok(Class::File) => match self.mapped_file(member, mapping, files)? {
+                Ok(file) => {
+                    let may_write = mapping.details.is_some_and(|details| details.flags.has(b"mw"));
+                    MappingKind::File { file, offset: mapping.offset, may_write }
+                }
+                Err(refusal) => {
+                    self.problems.push(member.problem(describe(mapping), refusal));
+                    return Ok(None);
+                }
+            },
+            Err(refusal) => {
+                self.problems.push(member.problem(describe(mapping), refusal));
+                return Ok(None);
+            }
+        };
+        Ok(Some(MappingRecord {
+            start: mapping.range.start.0,
+            end: mapping.range.end.0,
+            prot: mapping.prot,
+            shared: mapping.shared,
+            kind,
+            flags: record_flags(mapping),
+            name: match &mapping.name {
+                MapName::Anon(name) => Some(name.clone()),
+                _ => None,
+            },
+            guards: Vec::new(),
+        }))
+    }
+
+    /// Queues the pages that a private mapping owns, and records its guards.
+    fn own_pages(
+        &mut self,
+        id: SpaceId,
+        source: usize,
+        mapping: &Mapping,
+        record: &mut MappingRecord,
+        pagemap: &mut Pagemap,
+    ) -> Result<(), MemoryError> {
+        let wanted = if record.kind == MappingKind::Anonymous { Wanted::Own } else { Wanted::OwnOrZero };
+        let mut found = Found::default();
+        pagemap.scan(mapping.range, wanted, &mut found)?;
+        record.guards = found.guards.iter().map(|range| (range.start.0, range.end.0)).collect();
+        self.selection.select(id, mapping, &mut found.pages);
+        let container = Container::Space(id);
+        self.pieces.extend(found.pages.iter().map(|range| Piece {
+            container,
+            source,
+            first: range.start.0 / PAGE,
+            count: range.len() / PAGE,
+        }));
+        Ok(())
+    }
+}
+
+/// The preload library's table without the zero bytes at its end.
+fn gate_content(member: &Member<'_>, mapping: &Mapping) -> Result<Vec<u8>, MemoryError> {
+    let mut content = vec![0; (mapping.range.len() as usize).min(ckpt_wire::SIZE)];
+    let mut range = mapping.range;
+    range.end = range.start.add(content.len() as u64);
+    gather(Pid::from_raw(member.tid), &[range], &mut content)?;
+    let used = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    content.truncate(used);
+    Ok(content)
+}
+
+fn layout_record(tid: Pid, brk: u64) -> Result<LayoutRecord, MemoryError> {
+    let layout = layout(tid)?;
+    Ok(LayoutRecord {
+        start_code: layout.start_code,
+        end_code: layout.end_code,
+        start_data: layout.start_data,
+        end_data: layout.end_data,
+        start_brk: layout.start_brk,
+        brk,
+        start_stack: layout.start_stack,
+        arg_start: layout.arg_start,
+        arg_end: layout.arg_end,
+        env_start: layout.env_start,
+        env_end: layout.env_end,
+    })
+}
+
+/// The kernel tells nobody whether mlockall(MCL_FUTURE) is set; if every mapping is locked it was called.
+fn mlock_future(mappings: &[MappingRecord]) -> u32 {
+    let mut ordinary = mappings
+        .iter()
+        .filter(|m| !matches!(m.kind, MappingKind::Vdso | MappingKind::Vvar | MappingKind::Gate { .. }))
+        .peekable();
+    if ordinary.peek().is_none() || !ordinary.clone().all(|m| m.flags.locked) {
+        return 0;
+    }
+    if ordinary.all(|m| m.flags.lock_on_fault) { MCL_FUTURE | MCL_ONFAULT } else { MCL_FUTURE }
+}
+
+fn thp_disabled(status: &[u8]) -> bool {
+    status
+        .split(|byte| *byte == b'\n')
+        .any(|line| line.strip_prefix(b"THP_enabled:").is_some_and(|value| value.trim_ascii() == b"0"))
+}
+
+fn read(path: &str) -> Result<Vec<u8>, MemoryError> {
+    std::fs::read(path).map_err(|source| MemoryError::Proc { path: path.into(), source })
+}
+
+fn read_error(path: &std::path::Path, source: nix::errno::Errno) -> MemoryError {
+    MemoryError::Proc { path: path.display().to_string(), source: source.into() }
+}
