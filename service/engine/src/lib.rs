@@ -8,15 +8,15 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
-pub mod capture;
 pub mod barrier;
+pub mod capture;
 pub mod config;
 pub mod error;
 pub mod frozen;
 pub mod local;
 pub mod rebuild;
-pub mod store;
 pub mod storage;
+pub mod store;
 
 pub use api::*;
 pub use error::Error;

@@ -7,9 +7,16 @@
 //! ```
 //! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
+mod credentials;
 mod failure;
+mod grow;
 mod member;
+mod places;
+mod process;
+mod release;
+mod thread;
 pub mod tree;
 
 pub use failure::Failure;
 pub use member::Member;
+pub use places::{Place, Places, UnitPlace};

@@ -177,7 +177,13 @@ impl Plan {
 /// The processes by id, checked for what no plan can give.
 fn index(image: &GroupImage) -> Result<BTreeMap<Pid, &ProcessRecord>, TreeError> {
     let mut records = BTreeMap::new();
+    let members: BTreeSet<Pid> = image.processes.iter().map(|p| p.pid).collect();
     for process in &image.processes {
+        // A zombie whose parent is not of the group is about to be waited for: it is nothing that a restore could give back.
+        let zombie = matches!(process.state, ProcessState::Zombie { .. });
+        if zombie && !members.contains(&process.ppid) {
+            continue;
+        }
         if records.insert(process.pid, process).is_some() {
             return Err(TreeError::Twice(process.pid));
         }
@@ -186,7 +192,6 @@ fn index(image: &GroupImage) -> Result<BTreeMap<Pid, &ProcessRecord>, TreeError>
                 return Err(TreeError::Outside { pid: process.pid, what, id });
             }
         }
-        let zombie = matches!(process.state, ProcessState::Zombie { .. });
         if let Some(unit) = image.units.get(process.unit.index())
             && !zombie
             && process.namespaces != unit.namespaces

@@ -1,0 +1,70 @@
+//! Credentials of a thread, in the one order in which every step is still permitted (capabilities(7)).
+//!
+//! ```text
+//!  keep capabilities over changes of uid (NO_SETUID_FIXUP) ► bounding set ► groups, gids, uids
+//!  ► capabilities, with CAP_SETPCAP on top ► ambient set ► secure bits ► capabilities exactly
+//! ```
+
+use ckpt_image::records::Credentials;
+use ckpt_sys::batch::Batch;
+use nix::libc;
+
+use super::{Failure, Member};
+
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+const CAP_SETPCAP: u64 = 1 << 8;
+/// SECBIT_NO_SETUID_FIXUP.
+const NO_SETUID_FIXUP: u64 = 1 << 2;
+/// Capabilities that a kernel may have: CAP_CHECKPOINT_RESTORE is 40.
+const CAPABILITIES: u64 = 64;
+const PR_CAP_AMBIENT: u64 = 47;
+const PR_CAP_AMBIENT_RAISE: u64 = 2;
+const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
+
+/// Sets all credentials of a thread that has all privileges still.
+pub fn set(member: &mut Member, wanted: &Credentials) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    let [inheritable, permitted, effective, bounding, ambient] = wanted.caps;
+    batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, NO_SETUID_FIXUP, 0, 0, 0, 0]);
+    for cap in (0..CAPABILITIES).filter(|cap| bounding & (1 << cap) == 0) {
+        // EINVAL past the last capability of this kernel.
+        batch.push(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0, 0]);
+    }
+    ids(&mut batch, wanted);
+    let still = permitted | CAP_SETPCAP;
+    capset(&mut batch, inheritable, still, still);
+    batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0]);
+    for cap in (0..CAPABILITIES).filter(|cap| ambient & (1 << cap) != 0) {
+        batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0, 0]);
+    }
+    batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, u64::from(wanted.securebits), 0, 0, 0, 0]);
+    capset(&mut batch, inheritable, permitted, effective);
+    member.run("set credentials", &batch).map(drop)
+}
+
+fn ids(batch: &mut Batch, wanted: &Credentials) {
+    let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let at = batch.data(&groups);
+    batch.must(libc::SYS_setgroups, [wanted.groups.len() as u64, at.get(), 0, 0, 0, 0]);
+    let [rgid, egid, sgid, fsgid] = wanted.gids.map(u64::from);
+    batch.must(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]);
+    batch.must(libc::SYS_setfsgid, [fsgid, 0, 0, 0, 0, 0]);
+    let [ruid, euid, suid, fsuid] = wanted.uids.map(u64::from);
+    batch.must(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]);
+    batch.must(libc::SYS_setfsuid, [fsuid, 0, 0, 0, 0, 0]);
+}
+
+/// capset(2) of the calling thread.
+fn capset(batch: &mut Batch, inheritable: u64, permitted: u64, effective: u64) {
+    let mut header = CAPABILITY_VERSION_3.to_le_bytes().to_vec();
+    header.extend(0u32.to_le_bytes());
+    let header = batch.data(&header);
+    let mut data = Vec::with_capacity(24);
+    for half in [0, 32] {
+        for set in [effective, permitted, inheritable] {
+            data.extend(((set >> half) as u32).to_le_bytes());
+        }
+    }
+    let data = batch.data(&data);
+    batch.must(libc::SYS_capset, [header.get(), data.get(), 0, 0, 0, 0]);
+}

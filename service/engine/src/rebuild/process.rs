@@ -1,0 +1,289 @@
+//! What belongs to a whole process besides memory and descriptors: handlers, directories, timers, limits, what prctl(2) keeps.
+
+use ckpt_image::records::{
+    FsRecord, GroupImage, ItimerRecord, LayoutRecord, PosixTimerRecord, ProcessBody, SighandRecord,
+    SpaceRecord,
+};
+use ckpt_sys::batch::{Batch, Call};
+use nix::libc;
+
+use super::{Failure, Member};
+
+/// prctl(2) options that libc does not name.
+const PR_SET_MM: u64 = 35;
+const PR_SET_MM_MAP: u64 = 14;
+const PR_SET_THP_DISABLE: u64 = 41;
+/// PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15: timer_create(2) takes the id it is to give.
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// How many timers may be made and deleted to reach a timer id on kernels before 6.15.
+const MOST_TIMER_IDS: i32 = 20_000;
+/// sizeof(struct prctl_mm_map).
+const MM_MAP_SIZE: u64 = 104;
+
+/// Descriptors, in the members, of what a process refers to by file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Directories {
+    /// Of the working directory.
+    pub cwd: i32,
+    /// Of the root directory, where it is not that of the mount namespace.
+    pub root: Option<i32>,
+}
+
+/// Tells the kernel where code, data, heap, stack, arguments and environment lie, the auxiliary vector, and which file is
+/// executed (prctl(2) PR_SET_MM_MAP). All memory must be in place, and nothing of our own program be mapped.
+pub fn layout(member: &mut Member, space: &SpaceRecord, exe: i32) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    let auxv = batch.data(&space.auxv);
+    let map = batch.data(&mm_map(&space.layout, auxv.get(), space.auxv.len() as u32, exe));
+    batch.must(libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, map.get(), MM_MAP_SIZE, 0, 0]);
+    if space.thp_disabled {
+        batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE, 1, 0, 0, 0, 0]);
+    }
+    if space.mlock_future != 0 {
+        batch.must(libc::SYS_mlockall, [u64::from(space.mlock_future), 0, 0, 0, 0, 0]);
+    }
+    member.run("set the memory layout", &batch).map(drop)
+}
+
+/// struct prctl_mm_map.
+fn mm_map(layout: &LayoutRecord, auxv: u64, auxv_size: u32, exe: i32) -> Vec<u8> {
+    let words = [
+        layout.start_code,
+        layout.end_code,
+        layout.start_data,
+        layout.end_data,
+        layout.start_brk,
+        layout.brk,
+        layout.start_stack,
+        layout.arg_start,
+        layout.arg_end,
+        layout.env_start,
+        layout.env_end,
+        auxv,
+    ];
+    let mut raw: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    raw.extend(auxv_size.to_le_bytes());
+    raw.extend(exe.to_le_bytes());
+    raw
+}
+
+/// Sets the signal handlers; all others are SIG_DFL already.
+pub fn handlers(member: &mut Member, sighand: &SighandRecord) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    for action in &sighand.actions {
+        let mut raw = Vec::with_capacity(32);
+        for word in [action.handler, action.flags, action.restorer, action.mask] {
+            raw.extend(word.to_le_bytes());
+        }
+        let at = batch.data(&raw);
+        batch.must(libc::SYS_rt_sigaction, [action.signal as u64, at.get(), 0, 8, 0, 0]);
+    }
+    member.run("set signal handlers", &batch).map(drop)
+}
+
+/// Sets root and working directory and umask.
+pub fn directories(member: &mut Member, fs: &FsRecord, open: Directories) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    if let Some(root) = open.root {
+        let here = batch.c_str(b".");
+        batch.must(libc::SYS_fchdir, [root as u64, 0, 0, 0, 0, 0]);
+        batch.must(libc::SYS_chroot, [here.get(), 0, 0, 0, 0, 0]);
+    }
+    batch.must(libc::SYS_fchdir, [open.cwd as u64, 0, 0, 0, 0, 0]);
+    batch.must(libc::SYS_umask, [u64::from(fs.umask), 0, 0, 0, 0, 0]);
+    member.run("set the working directory", &batch).map(drop)
+}
+
+/// Sets what needs our privileges still: limits, personality, subreaper.
+pub fn attributes(member: &mut Member, body: &ProcessBody) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    batch.must(libc::SYS_personality, [u64::from(body.personality), 0, 0, 0, 0, 0]);
+    let subreaper = [libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(body.child_subreaper), 0, 0, 0, 0];
+    batch.must(libc::SYS_prctl, subreaper);
+    for (resource, (soft, hard)) in body.limits.iter().enumerate() {
+        let mut raw = soft.to_le_bytes().to_vec();
+        raw.extend(hard.to_le_bytes());
+        let at = batch.data(&raw);
+        batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+    }
+    member.run("set limits", &batch).map(drop)
+}
+
+/// struct timeval pairs or struct timespec pairs: `unit` is what a second has of the smaller one.
+fn interval_and_value(setting: &ItimerRecord, unit: u64) -> Vec<u8> {
+    let scale = 1_000_000_000 / unit;
+    let mut raw = Vec::with_capacity(32);
+    for ns in [setting.interval, setting.value] {
+        // Rounded up, so that an armed timer stays armed.
+        let small = ns.div_ceil(scale);
+        raw.extend((small / unit).to_le_bytes());
+        raw.extend((small % unit).to_le_bytes());
+    }
+    raw
+}
+
+/// Arms the interval timers. Every signal must be blocked in all threads.
+pub fn itimers(member: &mut Member, timers: &[ItimerRecord; 3]) -> Result<(), Failure> {
+    if timers.iter().all(|t| t.value == 0) {
+        return Ok(());
+    }
+    let mut batch = member.batch();
+    for (which, timer) in timers.iter().enumerate().filter(|(_, t)| t.value != 0) {
+        let at = batch.data(&interval_and_value(timer, 1_000_000));
+        batch.must(libc::SYS_setitimer, [which as u64, at.get(), 0, 0, 0, 0]);
+    }
+    member.run("set interval timers", &batch).map(drop)
+}
+
+/// struct sigevent, 64 bytes.
+fn sigevent(timer: &PosixTimerRecord) -> Vec<u8> {
+    let mut raw = timer.value.to_le_bytes().to_vec();
+    for word in [timer.signal, timer.notify, timer.tid] {
+        raw.extend(word.to_le_bytes());
+    }
+    raw.resize(64, 0);
+    raw
+}
+
+/// Makes the POSIX timers with the ids they had, and arms them. All threads must exist.
+pub fn posix_timers(member: &mut Member, timers: &[PosixTimerRecord]) -> Result<(), Failure> {
+    if timers.is_empty() {
+        return Ok(());
+    }
+    let mut timers: Vec<_> = timers.iter().collect();
+    timers.sort_by_key(|t| t.id);
+    if !make_timers_by_id(member, &timers)? {
+        make_timers_by_counting(member, &timers)?;
+    }
+    let mut batch = member.batch();
+    for timer in timers.iter().filter(|t| t.setting.value != 0) {
+        let at = batch.data(&interval_and_value(&timer.setting, 1_000_000_000));
+        batch.must(libc::SYS_timer_settime, [timer.id as u64, 0, at.get(), 0, 0, 0]);
+    }
+    member.run("arm timers", &batch).map(drop)
+}
+
+/// Linux 6.15 and later. `false`: the kernel cannot.
+fn make_timers_by_id(member: &mut Member, timers: &[&PosixTimerRecord]) -> Result<bool, Failure> {
+    let mut batch = member.batch();
+    let on = batch.push(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS, 1, 0, 0, 0, 0]);
+    if member.run("ask for timer ids", &batch)?.result(on).is_err() {
+        return Ok(false);
+    }
+    let mut batch = member.batch();
+    for timer in timers {
+        let event = batch.data(&sigevent(timer));
+        let id = batch.data(&timer.id.to_le_bytes());
+        let clock = timer.clock as u64;
+        batch.must(libc::SYS_timer_create, [clock, event.get(), id.get(), 0, 0, 0]);
+    }
+    batch.must(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS, 0, 0, 0, 0, 0]);
+    member.run("make timers", &batch)?;
+    Ok(true)
+}
+
+/// Before that ids count up in each process: timers are made and deleted until the next id is the one.
+fn make_timers_by_counting(member: &mut Member, timers: &[&PosixTimerRecord]) -> Result<(), Failure> {
+    let mut next = 0;
+    for timer in timers {
+        if timer.id - next > MOST_TIMER_IDS {
+            let text = format!("timer id {} cannot be reached on this kernel", timer.id);
+            return Err(Failure::not_restorable(text).of_pid(member.pid.0));
+        }
+        while next <= timer.id {
+            let mut batch = member.batch();
+            let mut last = None;
+            while next <= timer.id && batch.has_room(2, 128) {
+                last = Some(count_one(&mut batch, timer, next));
+                next += 1;
+            }
+            let outcome = member.run("make timers", &batch)?;
+            let Some((at, want)) = last else { continue };
+            if outcome.u32_at(at) != want as u32 {
+                let text = format!("timer id {want} came out as {}", outcome.u32_at(at));
+                return Err(Failure::not_restorable(text).of_pid(member.pid.0));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One timer made; deleted again unless it has the id wanted. Gives where the kernel writes the id, and what it must be.
+fn count_one(batch: &mut Batch, timer: &PosixTimerRecord, next: i32) -> (ckpt_sys::VirtAddr, i32) {
+    let event = batch.data(&sigevent(timer));
+    let id = batch.space(4);
+    let _: Call = batch.must(libc::SYS_timer_create, [timer.clock as u64, event.get(), id.get(), 0, 0, 0]);
+    if next != timer.id {
+        batch.must(libc::SYS_timer_delete, [next as u64, 0, 0, 0, 0, 0]);
+    }
+    (id, next)
+}
+
+/// What is written from outside: /proc/PID/oom_score_adj and coredump_filter. Gives what could not be set.
+pub fn from_outside(member: &Member, body: &ProcessBody) -> Vec<String> {
+    let mut problems = Vec::new();
+    let directory = std::path::PathBuf::from(format!("/proc/{}", member.tid()));
+    for (name, value) in [
+        ("oom_score_adj", body.oom_score_adj.to_string()),
+        ("coredump_filter", format!("{:#x}", body.coredump_filter)),
+    ] {
+        let path = directory.join(name);
+        let now = std::fs::read_to_string(&path).unwrap_or_default();
+        let same = match name {
+            "coredump_filter" => u32::from_str_radix(now.trim(), 16) == Ok(body.coredump_filter),
+            _ => now.trim() == value,
+        };
+        if !same && let Err(e) = std::fs::write(&path, &value) {
+            problems.push(format!("{name} could not be set to {value}: {e}"));
+        }
+    }
+    problems
+}
+
+/// PR_SET_DUMPABLE, after the credentials are set. 2 cannot be set; 0 is as strict.
+pub fn dumpable(member: &mut Member, body: &ProcessBody) -> Result<(), Failure> {
+    let value = u64::from(body.dumpable == 1);
+    let args = [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0];
+    member.call("set dumpable", libc::SYS_prctl, args).map(drop)
+}
+
+/// A record by its number, or an error that names it.
+pub fn lookup<'a, T>(records: &'a [T], index: usize, what: &str) -> Result<&'a T, Failure> {
+    records.get(index).ok_or_else(|| Failure::corrupt(format!("the image has no {what} {index}")))
+}
+
+/// The living processes with their bodies.
+pub fn living(
+    image: &GroupImage,
+) -> impl Iterator<Item = (&ckpt_image::records::ProcessRecord, &ProcessBody)> {
+    image.processes.iter().filter_map(|p| p.body.as_ref().map(|b| (p, b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_armed_timer_stays_armed() {
+        let raw = interval_and_value(&ItimerRecord { value: 1, interval: 2_500_000_000 }, 1_000_000);
+        let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap());
+        assert_eq!((word(0), word(1), word(2), word(3)), (2, 500_000, 0, 1));
+    }
+
+    #[test]
+    fn structures_have_the_size_the_kernel_expects() {
+        assert_eq!(mm_map(&LayoutRecord::default(), 0, 0, -1).len() as u64, MM_MAP_SIZE);
+        let timer = PosixTimerRecord {
+            id: 0,
+            clock: 1,
+            notify: 4,
+            signal: 34,
+            value: 5,
+            tid: 77,
+            setting: ItimerRecord::default(),
+            overrun: 0,
+        };
+        let raw = sigevent(&timer);
+        assert_eq!((raw.len(), raw[8], raw[12], raw[16]), (64, 34, 4, 77));
+    }
+}

@@ -1,0 +1,143 @@
+//! What each thread has of its own: name, scheduling, credentials, seccomp filters, what the C library registered.
+//!
+//! The order matters: what needs privileges comes first, then filters (which act only when all tracing ends), then credentials.
+
+use ckpt_image::records::{GroupImage, ThreadRecord};
+use ckpt_sys::batch::Batch;
+use ckpt_sys::clone::{CloneArgs, THREAD};
+use nix::libc;
+
+use super::grow::push_clone;
+use super::{Failure, Member, credentials};
+
+/// sigaltstack(2).
+const SS_DISABLE: i32 = 2;
+const SS_AUTODISARM: i32 = 1 << 31;
+/// ioprio_set(2), IOPRIO_WHO_PROCESS: this thread.
+const IOPRIO_WHO_PROCESS: u64 = 1;
+/// seccomp(2).
+const SECCOMP_SET_MODE_FILTER: u64 = 1;
+/// prctl(2).
+const PR_SET_SECCOMP: u64 = 22;
+
+/// Makes the threads of a process besides its leader; they stay stopped. In the order of the records.
+pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec<Member>, Failure> {
+    let mut made = Vec::new();
+    for some in threads.get(1..).unwrap_or_default().chunks(500) {
+        let mut batch = leader.batch();
+        for thread in some {
+            let args = CloneArgs { flags: THREAD, exit_signal: 0, pid: Some(thread.tid.0), cgroup: None };
+            push_clone(&mut batch, &args, thread.tid);
+        }
+        let (_, children) = leader.run_with_children("make threads", &batch)?;
+        if children.len() != some.len() {
+            return Err(Failure::not_restorable("not all threads were made").of_pid(leader.pid.0));
+        }
+        for (record, stopped) in some.iter().zip(children) {
+            made.push(Member::new(record.tid, stopped, leader.runner()));
+        }
+    }
+    Ok(made)
+}
+
+/// Sets all of a thread but registers, mask and pending signals. `is_root`: its parent is not of the group.
+pub fn set_up(
+    member: &mut Member,
+    record: &ThreadRecord,
+    image: &GroupImage,
+    is_root: bool,
+) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    scheduling(&mut batch, record);
+    library(&mut batch, record);
+    member.run("set scheduling and library state", &batch)?;
+    filters(member, record, image)?;
+    credentials::set(member, &record.credentials)?;
+    let mut batch = member.batch();
+    if record.no_new_privs {
+        batch.must(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]);
+    }
+    // A root's parent is ckpt-restore, whose end would send the signal; the parent it had, PID 1, never ends.
+    let signal = if is_root { 0 } else { record.pdeathsig as u64 };
+    batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
+    member.run("set the parent-death signal", &batch).map(drop)
+}
+
+/// Name, policy, nice, CPUs, i/o priority, timer slack.
+fn scheduling(batch: &mut Batch, record: &ThreadRecord) {
+    let name = batch.c_str(&record.comm);
+    batch.must(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.get(), 0, 0, 0, 0]);
+    if record.timer_slack != 0 {
+        batch.push(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK as u64, record.timer_slack, 0, 0, 0, 0]);
+    }
+    if !record.affinity.is_empty() {
+        let mask: Vec<u8> = record.affinity.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let at = batch.data(&mask);
+        // EINVAL where none of those CPUs exists here: then it may run anywhere.
+        batch.push(libc::SYS_sched_setaffinity, [0, mask.len() as u64, at.get(), 0, 0, 0]);
+    }
+    let sched = &record.sched;
+    let mut raw = Vec::with_capacity(48);
+    raw.extend(48u32.to_le_bytes());
+    raw.extend(sched.policy.to_le_bytes());
+    raw.extend(sched.flags.to_le_bytes());
+    raw.extend(sched.nice.to_le_bytes());
+    raw.extend(sched.priority.to_le_bytes());
+    for word in [sched.runtime, sched.deadline, sched.period] {
+        raw.extend(word.to_le_bytes());
+    }
+    let at = batch.data(&raw);
+    batch.must(libc::SYS_sched_setattr, [0, at.get(), 0, 0, 0, 0]);
+    if record.io_priority != 0 {
+        batch.push(libc::SYS_ioprio_set, [IOPRIO_WHO_PROCESS, 0, record.io_priority as u64, 0, 0, 0]);
+    }
+}
+
+/// Alternate stack, the address cleared at the end, robust list, rseq(2).
+fn library(batch: &mut Batch, record: &ThreadRecord) {
+    let stack = &record.altstack;
+    let disabled = stack.size == 0 || stack.flags & SS_DISABLE != 0;
+    let flags = if disabled { SS_DISABLE } else { stack.flags & SS_AUTODISARM };
+    let mut raw = stack.sp.to_le_bytes().to_vec();
+    raw.extend(flags.to_le_bytes());
+    raw.extend([0; 4]);
+    raw.extend(stack.size.to_le_bytes());
+    let at = batch.data(&raw);
+    batch.must(libc::SYS_sigaltstack, [at.get(), 0, 0, 0, 0, 0]);
+    batch.must(libc::SYS_set_tid_address, [record.tid_address, 0, 0, 0, 0, 0]);
+    if record.robust_list.0 != 0 {
+        let (head, len) = record.robust_list;
+        batch.must(libc::SYS_set_robust_list, [head, len, 0, 0, 0, 0]);
+    }
+    let rseq = &record.rseq;
+    if rseq.address != 0 {
+        let args =
+            [rseq.address, u64::from(rseq.length), u64::from(rseq.flags), u64::from(rseq.signature), 0, 0];
+        batch.must(libc::SYS_rseq, args);
+    }
+}
+
+/// Installs the thread's seccomp filters, oldest first, while it still may without no_new_privs.
+fn filters(member: &mut Member, record: &ThreadRecord, image: &GroupImage) -> Result<(), Failure> {
+    for id in &record.seccomp_filters {
+        let program = image
+            .seccomp_filters
+            .get(id.index())
+            .filter(|p| p.len().is_multiple_of(8) && p.len() / 8 <= 4096)
+            .ok_or_else(|| {
+                Failure::corrupt(format!("there is no seccomp filter {id}")).of_pid(member.pid.0)
+            })?;
+        let mut batch = member.batch();
+        let code = batch.data(program);
+        let mut fprog = (program.len() as u64 / 8).to_le_bytes().to_vec();
+        fprog.extend(code.get().to_le_bytes());
+        let at = batch.data(&fprog);
+        batch.must(libc::SYS_seccomp, [SECCOMP_SET_MODE_FILTER, 0, at.get(), 0, 0, 0]);
+        member.run("install a seccomp filter", &batch)?;
+    }
+    if record.seccomp_mode == 1 {
+        let args = [PR_SET_SECCOMP, 1, 0, 0, 0, 0];
+        member.call("enter strict seccomp mode", libc::SYS_prctl, args)?;
+    }
+    Ok(())
+}

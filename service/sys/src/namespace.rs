@@ -1,0 +1,91 @@
+//! Namespaces (namespaces(7)): going into those of another process and back.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result, Subject};
+
+/// The kinds that [`Entered`] switches, with their names in /proc/PID/ns.
+const KINDS: [(CloneFlags, &str); 5] = [
+    (CloneFlags::CLONE_NEWNS, "mnt"),
+    (CloneFlags::CLONE_NEWNET, "net"),
+    (CloneFlags::CLONE_NEWIPC, "ipc"),
+    (CloneFlags::CLONE_NEWUTS, "uts"),
+    (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
+];
+
+/// The namespaces of a process, held open: mount, network, IPC, host name and cgroup. They live as long as this does.
+#[derive(Debug)]
+pub struct Namespaces {
+    files: Vec<(CloneFlags, File, u64)>,
+}
+
+impl Namespaces {
+    /// Those of a process; ENOENT if it is gone.
+    pub fn of(pid: Pid) -> Result<Self> {
+        let mut files = Vec::new();
+        for (kind, name) in KINDS {
+            let path = format!("/proc/{pid}/ns/{name}");
+            let file = File::open(&path).map_err(|e| Error::io("open", &path, &e))?;
+            let ino = file.metadata().map_err(|e| Error::io("stat", &path, &e))?.ino();
+            files.push((kind, file, ino));
+        }
+        Ok(Self { files })
+    }
+
+    /// Those of this process.
+    pub fn own() -> Result<Self> {
+        Self::of(Pid::this())
+    }
+
+    /// Moves this process into those of `self` that differ from `now`, the ones it is in. With the mount namespace, the root and
+    /// working directory become the root of that namespace. Needs CAP_SYS_ADMIN and CAP_SYS_CHROOT, and one thread only.
+    pub fn enter(&self, now: &Namespaces) -> Result<()> {
+        // The mount namespace comes first here, but each is held by a descriptor, so that the order does not matter.
+        for ((kind, file, ino), (_, _, ours)) in self.files.iter().zip(&now.files) {
+            if ino != ours {
+                join(file.as_fd(), *kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all are the same.
+    #[must_use]
+    pub fn same(&self, other: &Namespaces) -> bool {
+        self.files.iter().zip(&other.files).all(|(a, b)| a.2 == b.2)
+    }
+}
+
+/// setns(2).
+pub fn join(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
+    setns(namespace, kind).map_err(|source| Error::Kernel { op: "setns", subject: Subject::Here, source })
+}
+
+/// Does something in other namespaces and comes back whatever it gives. Error: going there or back failed; after the latter
+/// this process is of no more use.
+pub fn within<T>(there: &Namespaces, home: &Namespaces, deed: impl FnOnce() -> T) -> Result<T> {
+    if there.same(home) {
+        return Ok(deed());
+    }
+    let entered = there.enter(home);
+    let result = entered.map(|()| deed());
+    home.enter(there)?;
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn within_the_own_namespaces_nothing_is_switched() {
+        let own = Namespaces::own().unwrap();
+        assert!(own.same(&Namespaces::own().unwrap()));
+        assert_eq!(within(&own, &own, || 5).unwrap(), 5);
+    }
+}
