@@ -8,15 +8,19 @@
 //! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
 mod credentials;
+mod driver;
 mod failure;
 mod grow;
 mod member;
+mod opened;
 mod places;
 mod process;
 mod release;
+mod tables;
 mod thread;
 pub mod tree;
 
+pub use driver::{Report, Request, run};
 pub use failure::Failure;
 pub use member::Member;
 pub use places::{Place, Places, UnitPlace};

@@ -1,0 +1,342 @@
+//! The whole rebuild, stage by stage, over all members of the group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use ckpt_image::read_state;
+use ckpt_image::records::{
+    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
+};
+use ckpt_sys::VirtAddr;
+use ckpt_sys::nursery;
+use ckpt_sys::thread::Stopped;
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use super::grow::{Gardener, Members};
+use super::opened::Opened;
+use super::places::{Places, UnitPlace};
+use super::process::{self, living, lookup};
+use super::tree::Plan;
+use super::{Failure, Member, release, tables, thread};
+use crate::api::UnitMain;
+
+/// What ckptd asks of ckpt-restore, as JSON on its standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The checkpoint's directory.
+    pub image: PathBuf,
+    /// The units, prepared.
+    pub units: Vec<UnitPlace>,
+}
+
+/// What ckpt-restore answers, as JSON on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Number of processes that live again.
+    pub processes: u32,
+    /// Number of their threads.
+    pub threads: u32,
+    /// The units with their main processes, as /proc of ckptd shows them.
+    pub units: Vec<UnitMain>,
+    /// Time of each stage, microseconds.
+    pub stages: Vec<(String, u64)>,
+    /// What is not quite as it was, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Rebuilds a group in this process, which must have one thread only. On success the members run; on failure none lives.
+pub fn run(request: &Request) -> Result<Report, Failure> {
+    let mut clock = Clock::start();
+    let image = read_state(&request.image)?;
+    let places = Places::open(&image, &request.units)?;
+    let plan = Plan::of(&image, spare_ids())?;
+    nursery::block_signals()?;
+    nursery::raise_descriptor_limit()?;
+    let runner = nursery::map_runner(free_area(&image)?)?;
+    let (_, gadget) = nursery::vdso()?;
+    clock.lap("plan");
+    let mut rebuild = Rebuild::prepare(&image, &places, request, gadget)?;
+    clock.lap("open");
+    rebuild.members = Gardener::new(&image, &places, runner).grow(&plan)?;
+    clock.lap("grow");
+    if image.spaces.iter().any(|s| !s.mappings.is_empty()) {
+        return Err(Failure::unsupported("memory and descriptors are not rebuilt yet"));
+    }
+    rebuild.fill()?;
+    clock.lap("memory");
+    rebuild.furnish()?;
+    clock.lap("processes");
+    rebuild.set_up_threads()?;
+    clock.lap("threads");
+    let warnings = std::mem::take(&mut rebuild.warnings);
+    let (processes, threads) = rebuild.release()?;
+    clock.lap("release");
+    let units = main_processes(&image);
+    Ok(Report { processes, threads, units, stages: clock.laps, warnings })
+}
+
+/// Measures stages.
+struct Clock {
+    last: Instant,
+    laps: Vec<(String, u64)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, stage: &str) {
+        self.laps.push((stage.to_owned(), self.last.elapsed().as_micros() as u64));
+        self.last = Instant::now();
+    }
+}
+
+/// Ids for temporary processes: from the top of what the kernel gives, those that nobody has now.
+fn spare_ids() -> impl Iterator<Item = Pid> {
+    let most = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok().and_then(|t| t.trim().parse().ok());
+    let most: i32 = most.unwrap_or(32_768);
+    (301..most).rev().filter(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()).map(Pid)
+}
+
+/// An address where the runner area fits between all mappings of all members and of our own.
+fn free_area(image: &GroupImage) -> Result<VirtAddr, Failure> {
+    let mut used: Vec<(u64, u64)> =
+        image.spaces.iter().flat_map(|s| &s.mappings).map(|m| (m.start, m.end)).collect();
+    // Where heaps may grow to, and where the kernel puts nothing of its own accord.
+    used.extend(image.spaces.iter().map(|s| (s.layout.start_brk, s.layout.brk)));
+    let own = ckpt_sys::maps::read_maps(nix::unistd::Pid::this())?;
+    used.extend(own.iter().map(|m| (m.range.start.get(), m.range.end.get())));
+    find_hole(used).ok_or_else(|| Failure::not_restorable("there is no free address range for the runner"))
+}
+
+/// The lowest hole of the runner's size from 4 GiB on, with a page of distance on both sides.
+fn find_hole(mut used: Vec<(u64, u64)>) -> Option<VirtAddr> {
+    const FIRST: u64 = 1 << 32;
+    const LAST: u64 = 0x7000_0000_0000;
+    used.sort_unstable();
+    let mut at = FIRST;
+    for (start, end) in used {
+        if start >= at + nursery::AREA + 2 * nursery::PAGE {
+            break;
+        }
+        at = at.max(end.next_multiple_of(nursery::PAGE));
+    }
+    (at < LAST).then(|| VirtAddr(at + nursery::PAGE))
+}
+
+/// The main processes of the units, by the pids of the image.
+fn main_processes(image: &GroupImage) -> Vec<UnitMain> {
+    let main = |u: &ckpt_image::records::UnitRecord| UnitMain {
+        unit: u.name.clone(),
+        main_pid: u.main_pid.map_or(0, |p| p.0),
+    };
+    image.units.iter().map(main).collect()
+}
+
+/// A rebuild under way.
+struct Rebuild<'a> {
+    image: &'a GroupImage,
+    places: &'a Places,
+    opened: Opened,
+    floor: RawFd,
+    gadget: u64,
+    members: Members,
+    /// Threads besides the leaders, by process.
+    threads: BTreeMap<Pid, Vec<Member>>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Rebuild<'a> {
+    /// Opens all that members inherit.
+    fn prepare(
+        image: &'a GroupImage,
+        places: &'a Places,
+        _request: &Request,
+        gadget: u64,
+    ) -> Result<Self, Failure> {
+        let floor = tables::floor(image);
+        let opened = Opened::open(image, places, floor)?;
+        Ok(Self {
+            image,
+            places,
+            opened,
+            floor,
+            gadget,
+            members: Members::new(),
+            threads: BTreeMap::new(),
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Does something in the leader of every living process; errors name process and unit.
+    fn each(
+        &mut self,
+        mut deed: impl FnMut(&mut Self, &mut Member, &'a ProcessRecord, &'a ProcessBody) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        for (record, body) in living(self.image) {
+            let Some(mut member) = self.members.remove(&record.pid) else {
+                return Err(Failure::not_restorable("it was not made").of_pid(record.pid.0));
+            };
+            let done = deed(self, &mut member, record, body);
+            self.members.insert(record.pid, member);
+            done.map_err(|e| {
+                let unit = self.places.get(record.unit).map_or("", |p| p.name.as_str());
+                e.of_pid(record.pid.0).of_unit(unit)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Descriptors and memory.
+    fn fill(&mut self) -> Result<(), Failure> {
+        let mut tables_done = BTreeSet::new();
+        self.each(|this, member, _, body| {
+            if !tables_done.insert(body.fd_table) {
+                return Ok(());
+            }
+            let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
+            tables::place(member, table, this.floor, |_| None)
+        })?;
+        let mut spaces_done = BTreeSet::new();
+        self.each(|this, member, _, body| {
+            if !spaces_done.insert(body.space) {
+                return Ok(());
+            }
+            let space = lookup(&this.image.spaces, body.space.index(), "address space")?;
+            let exe = this.opened.number(space.exe)?;
+            process::layout(member, space, exe)
+        })
+    }
+
+    /// Directories, handlers, threads, timers; then only the members' own descriptors are left.
+    fn furnish(&mut self) -> Result<(), Failure> {
+        let (mut fs_done, mut sighands_done) = (BTreeSet::new(), BTreeSet::new());
+        self.each(|this, member, record, body| {
+            if fs_done.insert(body.fs) {
+                let fs = lookup(&this.image.fs, body.fs.index(), "directories")?;
+                process::directories(member, fs, this.opened.directories(fs)?)?;
+            }
+            if sighands_done.insert(body.sighand) {
+                let sighand = lookup(&this.image.sighands, body.sighand.index(), "signal handlers")?;
+                process::handlers(member, sighand)?;
+            }
+            let threads = thread::make_threads(member, &body.threads)?;
+            this.threads.insert(record.pid, threads);
+            process::posix_timers(member, &body.posix_timers)
+        })?;
+        let mut tables_done = BTreeSet::new();
+        self.each(|this, member, _, body| {
+            if !tables_done.insert(body.fd_table) {
+                return Ok(());
+            }
+            tables::close_high(member, this.floor)
+        })
+    }
+
+    /// Limits, then every thread's own state, then what credentials would undo.
+    fn set_up_threads(&mut self) -> Result<(), Failure> {
+        let living: BTreeSet<Pid> = self.members.keys().copied().collect();
+        self.each(|this, member, record, body| {
+            let problems = process::from_outside(member, body);
+            this.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
+            process::attributes(member, body)?;
+            let is_root = !living.contains(&record.ppid);
+            let mut others = this.threads.remove(&record.pid).unwrap_or_default();
+            for (other, thread) in others.iter_mut().zip(body.threads.iter().skip(1)) {
+                thread::set_up(other, thread, this.image, is_root)?;
+                release::queue(other, record.pid.0, &thread.pending, &[])?;
+            }
+            this.threads.insert(record.pid, others);
+            let leader = leader(record, body)?;
+            thread::set_up(member, leader, this.image, is_root)?;
+            process::dumpable(member, body)?;
+            process::itimers(member, &body.itimers)?;
+            release::drain(member)?;
+            release::queue(member, record.pid.0, &leader.pending, &body.pending)
+        })
+    }
+
+    /// Registers; then lets all go at once. Gives the numbers of processes and threads.
+    fn release(mut self) -> Result<(u32, u32), Failure> {
+        let mut stopped = Vec::new();
+        let mut last_of_space = BTreeMap::new();
+        for (record, body) in living(self.image) {
+            let others = self.threads.remove(&record.pid).unwrap_or_default();
+            for (other, thread) in others.into_iter().zip(body.threads.iter().skip(1)) {
+                let free = other.into_thread()?;
+                release::set_registers(&free, thread)?;
+                stopped.push(free);
+            }
+            last_of_space.insert(body.space, record.pid);
+        }
+        let mut processes = Vec::new();
+        for (record, body) in living(self.image) {
+            let Some(member) = self.members.remove(&record.pid) else {
+                return Err(Failure::not_restorable("it was not made").of_pid(record.pid.0));
+            };
+            let last = last_of_space.get(&body.space) == Some(&record.pid);
+            let free = if last {
+                let instruction = self.vdso_of(body)?.add(self.gadget);
+                release::unmap_runner(member, instruction)?.0
+            } else {
+                member.into_thread()?
+            };
+            release::set_registers(&free, leader(record, body)?)?;
+            processes.push((record, free));
+        }
+        let counts = (processes.len() as u32, (stopped.len() + processes.len()) as u32);
+        stop_those_that_were(&processes)?;
+        stopped.extend(processes.into_iter().map(|(_, free)| free));
+        for free in stopped {
+            free.detach_with(0)?;
+        }
+        Ok(counts)
+    }
+
+    /// Where the vDSO of a process lies.
+    fn vdso_of(&self, body: &ProcessBody) -> Result<VirtAddr, Failure> {
+        let space = lookup(&self.image.spaces, body.space.index(), "address space")?;
+        space
+            .mappings
+            .iter()
+            .find(|m| matches!(m.kind, MappingKind::Vdso))
+            .map(|m| VirtAddr(m.start))
+            .ok_or_else(|| Failure::unsupported("the process has no vDSO mapped"))
+    }
+}
+
+/// The leader's record.
+fn leader<'r>(record: &ProcessRecord, body: &'r ProcessBody) -> Result<&'r ThreadRecord, Failure> {
+    body.threads.first().filter(|t| t.tid == record.pid).ok_or_else(|| {
+        Failure::unsupported("its first thread has ended while others run").of_pid(record.pid.0)
+    })
+}
+
+/// Processes that job control had stopped get a SIGSTOP, which takes effect before they execute anything.
+fn stop_those_that_were(processes: &[(&ProcessRecord, Stopped)]) -> Result<(), Failure> {
+    for (record, thread) in processes {
+        if matches!(record.state, ProcessState::Stopped { .. }) {
+            let stop = nix::sys::signal::Signal::try_from(libc::SIGSTOP);
+            stop.and_then(|signal| nix::sys::signal::kill(thread.tid(), signal))
+                .map_err(|e| Failure::not_restorable(format!("stop it: {e}")).of_pid(record.pid.0))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runner_fits_between_what_is_used() {
+        assert_eq!(find_hole(vec![]), Some(VirtAddr((1 << 32) + 4096)));
+        let used = vec![(0x1000, 1 << 33), ((1 << 33) + 0x1000, 1 << 34)];
+        assert_eq!(find_hole(used), Some(VirtAddr((1 << 34) + 4096)));
+        assert_eq!(find_hole(vec![(0, 0x7fff_ffff_f000)]), None);
+    }
+}

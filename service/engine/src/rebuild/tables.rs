@@ -1,0 +1,59 @@
+//! Descriptor tables of members: numbers as they were, out of what the member inherited; then nothing else.
+
+use std::os::fd::RawFd;
+
+use ckpt_image::records::{DescriptionId, FdTableRecord, GroupImage};
+use nix::libc;
+
+use super::{Failure, Member};
+
+/// The first descriptor number that no member uses: everything opened for the rebuild lies at or above it.
+pub fn floor(image: &GroupImage) -> RawFd {
+    let numbers = image.fd_tables.iter().flat_map(|t| &t.descriptors).map(|d| d.fd);
+    numbers.max().unwrap_or(0).max(2) + 1
+}
+
+/// Puts every description at its number and closes all other numbers below `floor`. `source` gives where a description is open
+/// here; `None` leaves the number to be filled later (what can be opened only in the member).
+pub fn place(
+    member: &mut Member,
+    table: &FdTableRecord,
+    floor: RawFd,
+    source: impl Fn(DescriptionId) -> Option<RawFd>,
+) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    let mut at = 0;
+    for descriptor in &table.descriptors {
+        if descriptor.fd > at {
+            close(&mut batch, at, descriptor.fd - 1);
+        }
+        at = descriptor.fd + 1;
+    }
+    if at < floor {
+        close(&mut batch, at, floor - 1);
+    }
+    for descriptor in &table.descriptors {
+        let Some(from) = source(descriptor.description) else {
+            close(&mut batch, descriptor.fd, descriptor.fd);
+            continue;
+        };
+        if !batch.has_room(2, 64) {
+            member.run("place descriptors", &batch)?;
+            batch = member.batch();
+        }
+        let flags = if descriptor.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        batch.must(libc::SYS_dup3, [from as u64, descriptor.fd as u64, flags, 0, 0, 0]);
+    }
+    member.run("place descriptors", &batch).map(drop)
+}
+
+/// Closes all that was opened for the rebuild.
+pub fn close_high(member: &mut Member, floor: RawFd) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    close(&mut batch, floor, RawFd::MAX);
+    member.run("close descriptors", &batch).map(drop)
+}
+
+fn close(batch: &mut ckpt_sys::batch::Batch, first: RawFd, last: RawFd) {
+    batch.must(libc::SYS_close_range, [first as u64, last as u64, 0, 0, 0, 0]);
+}
