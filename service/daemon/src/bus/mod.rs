@@ -1,0 +1,43 @@
+//! The interface `org.ckpt` (org.ckpt(5)): one interface a file. A method is four lines: authorize, parse, ask the service, map the result.
+
+mod checkpoint;
+pub mod error;
+mod group;
+pub mod introspect;
+pub mod job;
+pub mod manager;
+pub mod options;
+pub mod rows;
+
+use std::sync::Arc;
+
+use ckpt_dbus::names::{BUS_NAME, MANAGER_PATH};
+use zbus::Connection;
+use zbus::fdo::ObjectManager;
+
+use crate::service::Service;
+use error::BusError;
+
+pub use checkpoint::CheckpointObject;
+pub use group::GroupObject;
+pub use job::JobObject;
+pub use manager::ManagerObject;
+
+/// Serves the objects on a connection; `stored` as in [`Service::start_up`]. The name comes after: see [`take_name`].
+pub async fn serve(
+    service: &Arc<Service>,
+    connection: &Connection,
+    stored: Vec<String>,
+) -> Result<(), BusError> {
+    service.connect(connection.clone());
+    let server = connection.object_server();
+    server.at(MANAGER_PATH, ManagerObject::new(Arc::clone(service))).await?;
+    server.at(MANAGER_PATH, ObjectManager).await?;
+    service.start_up(stored).await?;
+    Ok(())
+}
+
+/// Takes the name `org.ckpt`; from here on calls come.
+pub async fn take_name(connection: &Connection) -> zbus::Result<()> {
+    connection.request_name(BUS_NAME).await
+}

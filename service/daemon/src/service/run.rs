@@ -1,0 +1,137 @@
+//! Starting jobs: a group runs one at a time, on a thread of its own (ptrace(2) binds a tracer's work to one thread).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ckpt_engine::{CheckpointRequest, Engine, Error, Group, Wait};
+use tokio::sync::mpsc::UnboundedReceiver;
+use ulid::Ulid;
+
+use super::{Done, Job, Outcome, Report, Service, Work};
+use crate::bus::error::BusError;
+use crate::journal;
+
+impl Service {
+    /// Starts a checkpoint and waits as asked. Answers the job and the checkpoint's id.
+    pub async fn checkpoint(
+        self: &Arc<Self>,
+        group: Group,
+        mut request: CheckpointRequest,
+        wait: Wait,
+    ) -> Result<(u32, String), BusError> {
+        // Chosen here, so that the caller of `wait=none` knows which checkpoint will come.
+        let id = Ulid::new().to_string();
+        request.id.clone_from(&id);
+        let job = self.start(group, Work::Checkpoint(request)).await?;
+        match wait {
+            Wait::None => {}
+            Wait::Captured => job.until_captured().await?,
+            Wait::Durable => {
+                if let Done::Checkpoint(info) = &*job.outcome().await? {
+                    return Ok((job.number, info.id.clone()));
+                }
+            }
+        }
+        Ok((job.number, id))
+    }
+
+    /// Starts any other job and waits as asked.
+    pub async fn job(self: &Arc<Self>, group: Group, work: Work, wait: Wait) -> Result<u32, BusError> {
+        let job = self.start(group, work).await?;
+        if wait != Wait::None {
+            job.outcome().await?;
+        }
+        Ok(job.number)
+    }
+
+    async fn start(self: &Arc<Self>, group: Group, work: Work) -> Result<Arc<Job>, BusError> {
+        let (job, reports) = self.reserve(&group, work)?;
+        if let Err(error) = self.publish_new(&job).await {
+            self.release(&job);
+            return Err(error.into());
+        }
+        let (engine, worker) = (Arc::clone(&self.engine), Arc::clone(&job));
+        let spawned = std::thread::Builder::new()
+            .name(format!("ckpt:{}", group.name))
+            .spawn(move || worker.finished(perform(&*engine, &group, &worker)));
+        if let Err(error) = spawned {
+            job.finished(Err(Error::io("a worker thread could not start", error)));
+        }
+        tokio::spawn(Arc::clone(self).drive(Arc::clone(&job), reports));
+        Ok(job)
+    }
+
+    /// Takes the group for a job, or says that it is busy.
+    fn reserve(&self, group: &Group, work: Work) -> Result<(Arc<Job>, UnboundedReceiver<Report>), Error> {
+        let mut state = self.state();
+        if state.stopping {
+            return Err(Error::Failed("ckptd is stopping; try again when it runs".into()));
+        }
+        let known = state.groups.entry(group.name.clone()).or_default();
+        if let Some(other) = &known.busy {
+            let doing = format!("job {} is {} it", other.number, other.work.group_state());
+            return Err(Error::GroupBusy { group: group.name.clone(), doing });
+        }
+        if !known.enabled {
+            known.config = group.config.clone();
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let (job, reports) = Job::new(number, group.name.clone(), work);
+        known.busy = Some(Arc::clone(&job));
+        Ok((job, reports))
+    }
+
+    /// Gives the group back.
+    pub(super) fn release(&self, job: &Job) {
+        if let Some(known) = self.state().groups.get_mut(&job.group) {
+            known.busy = None;
+        }
+    }
+
+    /// Puts the worker's reports on the bus and into the journal, in order, until the last one.
+    async fn drive(self: Arc<Self>, job: Arc<Job>, mut reports: UnboundedReceiver<Report>) {
+        let mut shown = job.view();
+        while let Some(report) = reports.recv().await {
+            match report {
+                Report::Changed => self.publish_view(&job, &mut shown).await,
+                Report::Captured => {
+                    job.set_captured();
+                    self.publish_prepare(&job, false).await;
+                }
+                Report::Event(event) => journal::event(&job.group, &event),
+                Report::Done(result) => {
+                    self.finish(&job, result).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The order matters: objects first, then the group is free, then the signals, then the reply.
+    async fn finish(self: &Arc<Self>, job: &Arc<Job>, result: Result<Done, Error>) {
+        journal::outcome(&job.group, &job.work, &result);
+        let outcome: Outcome = result.map(Arc::new).map_err(BusError::from);
+        job.end(if outcome.is_ok() { "done" } else { "failed" });
+        if let Err(error) = self.sync(&job.group).await {
+            journal::problem(&job.group, &error);
+        }
+        if !job.is_captured() {
+            self.publish_prepare(job, false).await;
+        }
+        self.release(job);
+        self.publish_end(job, &outcome).await;
+        job.complete(outcome);
+    }
+}
+
+/// Runs the engine; on the worker thread.
+fn perform(engine: &dyn Engine, group: &Group, job: &Job) -> Result<Done, Error> {
+    match &job.work {
+        Work::Checkpoint(request) => {
+            engine.checkpoint(group, request, job).map(|i| Done::Checkpoint(Box::new(i)))
+        }
+        Work::Restore(request) => engine.restore(group, request, job).map(Done::Restore),
+        Work::Delete(ids) => engine.delete(group, ids, job).map(|()| Done::Plain),
+        Work::Verify(id) => engine.verify(group, id, job).map(|()| Done::Plain),
+    }
+}
