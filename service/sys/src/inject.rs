@@ -133,6 +133,39 @@ impl Live {
         })
     }
 
+    /// Registers as a restored copy of a thread must have them: an interrupted system call is wound back, a critical section of
+    /// rseq(2) aborted. To be asked before a batch runs or after; it does not matter.
+    pub fn saved_registers(&self, thread: usize) -> Result<Registers> {
+        let held = self.threads.get(thread).ok_or(Error::Gone(self.pid))?;
+        let mut before = [0; 48];
+        let from = VirtAddr(held.at_stop.rip).sub(before.len() as u64);
+        let code = remote::read(self.pid, from, &mut before).map_or(&before[..0], |()| &before[..]);
+        let mut saved = restart::saved(&held.at_stop, held.signal_pending, code);
+        saved.rip = match held.registers.rip {
+            aborted if aborted != held.at_stop.rip => aborted, // before a batch, which hides the section
+            _ => held.section_aborted(saved.rip)?,
+        };
+        Ok(saved)
+    }
+
+    /// The system call that the stop interrupted in a thread, if one was.
+    #[must_use]
+    pub fn interrupted(&self, thread: usize) -> Option<restart::Interrupted> {
+        self.threads.get(thread).and_then(|held| restart::interrupted(&held.at_stop))
+    }
+
+    /// Blocked signals of a thread, bit n−1 is signal n.
+    #[must_use]
+    pub fn mask(&self, thread: usize) -> u64 {
+        self.threads.get(thread).map_or(0, |held| held.mask)
+    }
+
+    /// The seccomp filters of the first thread, oldest first; known after [`Live::prepare`].
+    #[must_use]
+    pub fn filters(&self) -> &[Vec<u8>] {
+        &self.filters
+    }
+
     /// The handle of a thread, for requests that only read.
     pub fn stopped(&self, thread: usize) -> Result<&Stopped> {
         self.threads.get(thread).ok_or(Error::Gone(self.pid))?.stopped()
@@ -392,12 +425,20 @@ impl Held {
 
     /// The kernel aborts a critical section of rseq(2) when it sees the thread leave it; in the runner it would see it too late.
     fn leave_critical_section(&mut self) {
-        let Ok(Ok(Some(rseq))) = self.stopped().map(Stopped::rseq) else { return };
+        if let Ok(rip) = self.section_aborted(self.registers.rip) {
+            self.registers.rip = rip;
+        }
+    }
+
+    /// Where a thread at `rip` must go on, given the critical section it may be in.
+    fn section_aborted(&self, rip: u64) -> Result<u64> {
+        let Some(rseq) = self.stopped()?.rseq()? else { return Ok(rip) };
         let section = remote::read_u64(self.tid, VirtAddr(rseq.address).add(8)).unwrap_or(0);
         let mut bytes = [0; 32];
-        if section != 0 && remote::read(self.tid, VirtAddr(section), &mut bytes).is_ok() {
-            self.registers.rip = CriticalSection::parse(&bytes).resume_at(self.registers.rip);
+        if section == 0 || remote::read(self.tid, VirtAddr(section), &mut bytes).is_err() {
+            return Ok(rip);
         }
+        Ok(CriticalSection::parse(&bytes).resume_at(rip))
     }
 
     /// Sends the thread into the runner. From the first request on it finds its way back alone.

@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod arena;
+pub mod attributes;
 pub mod batch;
 pub mod btrfs;
 pub mod cgroup;

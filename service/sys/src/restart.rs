@@ -105,27 +105,47 @@ pub fn without_kernel(regs: &Registers) -> Registers {
     regs
 }
 
-/// The registers as a restored thread must have them. What is restarted with the rest of its time (−516) starts over
-/// here if `original` tells its number (after one restart the registers only tell 219), else it answers EINTR.
+/// The registers as a restored thread must have them. What is restarted with the rest of its time (−516) is made again
+/// with the rest where the program asked to be told it, else with the whole time; `before` are the bytes before rip,
+/// from which its number is read when it was restarted before (orig_rax is 219 then). Where that fails it answers EINTR.
 #[must_use]
-pub fn saved(regs: &Registers, signal_pending: bool, original: Option<u64>) -> Registers {
+pub fn saved(regs: &Registers, signal_pending: bool, before: &[u8]) -> Registers {
     let mut saved = live(regs, signal_pending);
-    if saved.rax as i64 == RESTARTBLOCK && saved.orig_rax as i64 >= 0 {
-        let nr = if saved.orig_rax == RESTART_SYSCALL { original } else { Some(saved.orig_rax) };
+    let restarting = saved.orig_rax == RESTART_SYSCALL && interrupted(&saved).is_some();
+    if saved.orig_rax as i64 >= 0 && (saved.rax as i64 == RESTARTBLOCK || restarting) {
+        let nr = if restarting { original(before) } else { Some(saved.orig_rax) };
         match nr {
             Some(nr) => {
                 wind_back(&mut saved);
                 saved.rax = nr;
+                ask_for_the_rest(&mut saved);
             }
             None => saved.rax = -i64::from(libc::EINTR) as u64,
         }
         saved.orig_rax = u64::MAX;
         return saved;
     }
-    if saved.orig_rax == RESTART_SYSCALL && interrupted(&saved).is_some() {
-        saved.rax = -i64::from(libc::EINTR) as u64; // there is no restart block in a new thread
-    }
     without_kernel(&saved)
+}
+
+/// The number of a call that restart_syscall(2) stands for, from the code before rip: `mov eax, number` a few bytes before `syscall`.
+/// Only four calls restart that way.
+fn original(before: &[u8]) -> Option<u64> {
+    const CALLS: [i64; 4] = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex];
+    let code = before.strip_suffix(&[0x0f, 0x05])?;
+    code.windows(5).rev().filter(|w| w[0] == 0xb8).find_map(|w| {
+        let number = i64::from(u32::from_le_bytes([w[1], w[2], w[3], w[4]]));
+        CALLS.contains(&number).then_some(number as u64)
+    })
+}
+
+/// nanosleep(2) wrote the rest of the time to its second pointer when it was interrupted, if it was given one: sleep that.
+fn ask_for_the_rest(regs: &mut Registers) {
+    match regs.rax as i64 {
+        libc::SYS_nanosleep if regs.rsi != 0 => regs.rdi = regs.rsi,
+        libc::SYS_clock_nanosleep if regs.r10 != 0 && regs.rsi & 1 == 0 => regs.rdx = regs.r10,
+        _ => {}
+    }
 }
 
 /// Back onto the `syscall` instruction (2 bytes), with the number in rax again.
@@ -172,7 +192,7 @@ mod tests {
         regs
     }
 
-    /// number, rax at the stop, signal pending → saved (rip, rax); live rax
+    // number, rax at the stop, signal pending → saved (rip, rax); live rax
     #[test]
     #[allow(clippy::type_complexity)]
     fn each_kind_of_interruption() {
@@ -193,7 +213,7 @@ mod tests {
         ];
         for (nr, rax, pending, (rip, after), live_rax) in table {
             let at_stop = regs(*nr, *rax);
-            let saved = saved(&at_stop, *pending, None);
+            let saved = saved(&at_stop, *pending, &[]);
             assert_eq!((saved.rip, saved.rax as i64), (*rip, *after), "saved {nr} {rax} {pending}");
             assert_eq!(saved.orig_rax, u64::MAX);
             let live = live(&at_stop, *pending);
@@ -202,9 +222,26 @@ mod tests {
     }
 
     #[test]
-    fn a_call_restarted_before_starts_over_if_its_number_is_remembered() {
-        let saved = saved(&regs(219, -516), false, Some(35));
-        assert_eq!((saved.rip, saved.rax), (0x1000, 35));
+    fn a_call_restarted_before_is_known_by_its_code() {
+        let code = [0xb8, 0xe6, 0, 0, 0, 0x48, 0x89, 0xc7, 0x0f, 0x05];
+        let after = saved(&regs(219, -516), false, &code);
+        assert_eq!((after.rip, after.rax), (0x1000, 230));
+        // Another call's number in the code does not mislead.
+        let other = [0xb8, 0x01, 0, 0, 0, 0x0f, 0x05];
+        assert_eq!(saved(&regs(219, -516), false, &other).rax as i64, -4);
+        assert_eq!(saved(&regs(219, -516), false, &code[..9]).rax as i64, -4);
+    }
+
+    #[test]
+    fn the_rest_is_slept_where_the_program_is_told_it() {
+        let mut at_stop = regs(230, -516);
+        (at_stop.rdi, at_stop.rsi, at_stop.rdx, at_stop.r10) = (1, 0, 0x5000, 0x6000);
+        assert_eq!(saved(&at_stop, false, &[]).rdx, 0x6000);
+        at_stop.r10 = 0;
+        assert_eq!(saved(&at_stop, false, &[]).rdx, 0x5000);
+        let mut at_stop = regs(35, -516);
+        (at_stop.rdi, at_stop.rsi) = (0x5000, 0x6000);
+        assert_eq!(saved(&at_stop, false, &[]).rdi, 0x6000);
     }
 
     #[test]

@@ -2,9 +2,19 @@
 //!
 //! Registries first: what descriptors, mappings and processes have in common is recorded once, whoever meets it first.
 
+pub mod family;
 pub mod files;
+pub mod filters;
+pub mod member;
+pub mod members;
 pub mod memory;
 pub mod objects;
+pub mod process;
+pub mod questions;
+pub mod sharing;
+pub mod text;
+pub mod thread;
 
 pub use files::Files;
+pub use members::Members;
 pub use objects::Objects;

@@ -1,0 +1,125 @@
+//! How processes of a group belong together: units, namespaces, parents and children.
+
+use std::collections::HashSet;
+
+use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord};
+use nix::sys::stat::stat;
+
+/// The unit a cgroup lies in: the longest that it is or is below, and what is left.
+pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, &'c str)> {
+    let below = |unit: &UnitRecord| -> Option<&'c str> {
+        let rest = cgroup.strip_prefix(unit.cgroup.as_str())?;
+        (!unit.cgroup.is_empty() && (rest.is_empty() || rest.starts_with('/'))).then_some(rest)
+    };
+    units
+        .iter()
+        .enumerate()
+        .filter_map(|(i, unit)| Some((UnitIndex(i as u32), below(unit)?)))
+        .min_by_key(|(_, rest)| rest.len())
+}
+
+/// The namespaces of a process, by the inode numbers of /proc/PID/ns/*.
+pub fn namespaces(pid: i32) -> NamespaceRecord {
+    let ino = |name: &str| stat(format!("/proc/{pid}/ns/{name}").as_str()).map_or(0, |s| s.st_ino);
+    NamespaceRecord {
+        mnt: ino("mnt"),
+        net: ino("net"),
+        ipc: ino("ipc"),
+        uts: ino("uts"),
+        user: ino("user"),
+        pid: ino("pid"),
+        cgroup: ino("cgroup"),
+        time: ino("time"),
+    }
+}
+
+/// Children of a thread (/proc/PID/task/TID/children), zombies too.
+pub(super) fn children(pid: i32, tid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// The first kind of namespace in which two processes differ.
+pub(super) fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static str> {
+    let kinds = [
+        ("mnt", a.mnt, b.mnt),
+        ("net", a.net, b.net),
+        ("ipc", a.ipc, b.ipc),
+        ("uts", a.uts, b.uts),
+        ("user", a.user, b.user),
+        ("pid", a.pid, b.pid),
+        ("cgroup", a.cgroup, b.cgroup),
+        ("time", a.time, b.time),
+    ];
+    kinds.into_iter().find(|(_, a, b)| a != b).map(|(kind, ..)| kind)
+}
+
+/// Orders processes so that a parent comes before its children; the rest of the order is kept.
+pub(super) fn parents_first(mut processes: Vec<ProcessRecord>) -> Vec<ProcessRecord> {
+    let mut waiting: HashSet<i32> = processes.iter().map(|p| p.pid.0).collect();
+    let mut ordered = Vec::with_capacity(processes.len());
+    while !processes.is_empty() {
+        let before = ordered.len();
+        let (ready, later): (Vec<_>, Vec<_>) =
+            processes.into_iter().partition(|p| !waiting.contains(&p.ppid.0) || p.ppid == p.pid);
+        ready.iter().for_each(|p| {
+            waiting.remove(&p.pid.0);
+        });
+        ordered.extend(ready);
+        processes = later;
+        if ordered.len() == before {
+            ordered.append(&mut processes); // a circle cannot be; but nothing is lost if a text lied
+        }
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ckpt_image::records::{Pid, ProcessState};
+
+    fn unit(cgroup: &str) -> UnitRecord {
+        UnitRecord {
+            name: "u.service".into(),
+            cgroup: cgroup.into(),
+            main_pid: None,
+            namespaces: NamespaceRecord::default(),
+            ephemeral: vec![],
+        }
+    }
+
+    #[test]
+    fn a_process_belongs_to_the_innermost_unit() {
+        let units = [unit("/a.slice/u.service"), unit("/a.slice/u.service/inner.service"), unit("")];
+        let of = |cgroup: &'static str| unit_of(&units, cgroup).map(|(u, rest)| (u.0, rest));
+        assert_eq!(of("/a.slice/u.service"), Some((0, "")));
+        assert_eq!(of("/a.slice/u.service/payload"), Some((0, "/payload")));
+        assert_eq!(of("/a.slice/u.service/inner.service/x"), Some((1, "/x")));
+        assert_eq!(of("/a.slice/u.service2"), None);
+        assert_eq!(of("/"), None);
+    }
+
+    #[test]
+    fn parents_come_first_and_nothing_is_lost() {
+        let process = |pid, ppid| ProcessRecord {
+            unit: UnitIndex(0),
+            cgroup: String::new(),
+            namespaces: NamespaceRecord::default(),
+            pid: Pid(pid),
+            ppid: Pid(ppid),
+            pgid: Pid(pid),
+            sid: Pid(pid),
+            exit_signal: 17,
+            state: ProcessState::Running,
+            body: None,
+        };
+        let order = |pairs: &[(i32, i32)]| {
+            let all = pairs.iter().map(|(pid, ppid)| process(*pid, *ppid)).collect();
+            parents_first(all).iter().map(|p| p.pid.0).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&[(5, 4), (4, 3), (3, 1), (9, 1)]), [3, 9, 4, 5]);
+        assert_eq!(order(&[(5, 4), (4, 5)]), [5, 4]);
+        assert!(order(&[]).is_empty());
+    }
+}

@@ -1,0 +1,287 @@
+//! One member: a stopped process, what it told, its record.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use ckpt_image::records::{
+    FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord, ProcessState,
+    QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
+};
+use ckpt_sys::inject::Live;
+use ckpt_sys::seize::Process;
+use ckpt_sys::thread::Deadline;
+use ckpt_sys::{Error as SysError, attributes};
+use nix::sys::stat::stat;
+use nix::unistd::Pid as TaskId;
+
+use super::family::namespaces;
+use super::files::{Files as FileRegistry, Seen};
+use super::filters::Filters;
+use super::members::Shares;
+use super::process::{self, Asked};
+use super::text::{self, Status};
+use super::{questions, sharing, thread};
+use crate::api::{Problem, Severity};
+
+/// A process of the group, held.
+#[derive(Debug)]
+pub struct Member {
+    /// Its threads, stopped.
+    pub live: Live,
+    /// Its unit.
+    pub unit: UnitIndex,
+    /// Its cgroup below the unit's.
+    pub(super) cgroup: String,
+    leader_ended: bool,
+    /// Signal by which job control stopped it.
+    stopped_by: Option<i32>,
+    stat: text::Stat,
+    pub(super) statuses: Vec<Status>,
+    /// Its namespaces.
+    pub namespaces: NamespaceRecord,
+}
+
+/// A problem that refuses the checkpoint.
+pub(super) fn refusal(
+    code: &str,
+    unit: &str,
+    pid: i32,
+    object: impl Into<String>,
+    text: &str,
+    remedy: &str,
+) -> Problem {
+    Problem {
+        code: code.into(),
+        severity: Severity::Error,
+        unit: unit.into(),
+        pid,
+        object: object.into(),
+        text: text.into(),
+        remedy: remedy.into(),
+    }
+}
+
+/// What a member told.
+pub(super) struct Answers {
+    pub(super) process: process::Told,
+    pub(super) threads: Vec<thread::Told>,
+    pub(super) files: process::Files,
+}
+
+impl Member {
+    /// Reads what the kernel shows of a stopped process.
+    pub(super) fn hold(
+        process: Process,
+        unit: UnitIndex,
+        cgroup: String,
+        deadline: Deadline,
+    ) -> Result<Self, SysError> {
+        let pid = process.pid.as_raw();
+        let (leader_ended, stopped_by) = (process.leader_ended, process.stopped_by());
+        let tids: Vec<i32> = process.threads.iter().map(|t| t.tid().as_raw()).collect();
+        let read = |path: String| std::fs::read(&path).map_err(|e| SysError::io("read", path, &e));
+        let stat = text::parse_stat(&read(format!("/proc/{pid}/stat"))?).ok_or_else(|| SysError::Parse {
+            path: format!("/proc/{pid}/stat").into(),
+            what: "fields are missing".into(),
+        })?;
+        let statuses = tids
+            .iter()
+            .map(|tid| {
+                let bytes = read(format!("/proc/{pid}/task/{tid}/status"))?;
+                Ok(text::parse_status(&String::from_utf8_lossy(&bytes)))
+            })
+            .collect::<Result<_, SysError>>()?;
+        let live = Live::hold(process, deadline)?;
+        let namespaces = namespaces(pid);
+        Ok(Self { live, unit, cgroup, leader_ended, stopped_by, stat, statuses, namespaces })
+    }
+
+    /// Asks the process and its threads what only they can tell. `None`: a problem says why not.
+    pub(super) fn ask(
+        &mut self,
+        unit: &str,
+        deadline: Deadline,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Option<Answers>, SysError> {
+        let pid = self.live.pid().as_raw();
+        if self.leader_ended {
+            let text = "its first thread has ended while others go on";
+            problems.push(refusal(
+                "leader-ended",
+                unit,
+                pid,
+                "",
+                text,
+                "it cannot be checkpointed in this state",
+            ));
+            return Ok(None);
+        }
+        match self.live.prepare(deadline) {
+            Ok(()) => {}
+            Err(SysError::NoRunner { why, .. }) => {
+                let remedy = "it cannot be checkpointed as it is; see ckpt-support(7)";
+                problems.push(refusal("no-runner", unit, pid, "", why, remedy));
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        }
+        let files = process::Files::read(pid, &self.stat);
+        let Some(timers) = files.timers.clone() else {
+            let text = "its POSIX timers cannot be read";
+            problems.push(refusal("timers", unit, pid, "timers", text, "report this with /proc/PID/timers"));
+            return Ok(None);
+        };
+        let asked = Asked::new(self.statuses[0].caught, timers);
+        let mut lists: Vec<_> = self.live.threads().map(|_| thread::questions()).collect();
+        let own = lists[0].len();
+        lists[0].extend(asked.questions());
+        let mut answers = questions::ask(&mut self.live, &lists, deadline)?;
+        let of_process = answers[0].split_off(own);
+        let threads: Option<Vec<_>> = answers.iter().map(|a| thread::Told::read(a)).collect();
+        match (asked.read(&of_process, self.statuses[0].ignored), threads) {
+            (Some(process), Some(threads)) => Ok(Some(Answers { process, threads, files })),
+            _ => {
+                let text =
+                    "its seccomp filter does not allow the calls that tell its timers, handlers and settings";
+                let remedy = "allow @signal, @timer, prctl and brk in its SystemCallFilter=";
+                problems.push(refusal("seccomp", unit, pid, "seccomp filter", text, remedy));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The records of its threads, the leader first.
+    pub(super) fn threads(
+        &self,
+        told: &Answers,
+        unit: &str,
+        filters: &mut Filters,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Vec<ThreadRecord>, SysError> {
+        let pid = self.live.pid();
+        let tids: Vec<TaskId> = self.live.threads().map(|t| t.tid).collect();
+        let mut records = Vec::with_capacity(tids.len());
+        for (place, tid) in tids.iter().enumerate() {
+            if place > 0 && !sharing::is_plain_thread(pid, *tid)? {
+                let text = "a thread of it has descriptors or directories of its own (unshare(2))";
+                let remedy = "it cannot be checkpointed in this state";
+                problems.push(refusal(
+                    "thread-unshared",
+                    unit,
+                    pid.as_raw(),
+                    format!("thread {tid}"),
+                    text,
+                    remedy,
+                ));
+            }
+            let status = &self.statuses[place];
+            let mut record =
+                thread::record(&self.live, place, Pid(status.inner.tid), status, told.threads[place])?;
+            record.seccomp_filters = filters.of_thread(&self.live, place, status)?;
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// The body of the record.
+    pub(super) fn body(
+        &self,
+        place: usize,
+        shares: &Shares,
+        told: Answers,
+        threads: Vec<ThreadRecord>,
+    ) -> Result<ProcessBody, SysError> {
+        let pid = self.live.pid();
+        let pending = self.live.stopped(0)?.pending_signals(true)?;
+        Ok(ProcessBody {
+            space: SpaceId(shares.spaces.of[place]),
+            fd_table: FdTableId(shares.tables.of[place]),
+            fs: FsId(shares.fs.of[place]),
+            sighand: SighandId(shares.sighands.of[place]),
+            threads,
+            pending: pending.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
+            itimers: told.process.itimers,
+            posix_timers: self.timers_in_namespace(told.process.timers),
+            limits: attributes::limits(pid)?,
+            personality: told.files.personality,
+            dumpable: told.process.dumpable,
+            child_subreaper: told.process.child_subreaper,
+            oom_score_adj: told.files.oom_score_adj,
+            coredump_filter: told.files.coredump_filter,
+            tty: self.stat.tty,
+        })
+    }
+
+    /// The threads of timers with the ids that the members see.
+    fn timers_in_namespace(
+        &self,
+        mut timers: Vec<ckpt_image::records::PosixTimerRecord>,
+    ) -> Vec<ckpt_image::records::PosixTimerRecord> {
+        let ids: HashMap<i32, i32> =
+            self.live.threads().zip(&self.statuses).map(|(t, s)| (t.tid.as_raw(), s.inner.tid)).collect();
+        for timer in &mut timers {
+            timer.tid = ids.get(&timer.tid).copied().unwrap_or(timer.tid);
+        }
+        timers
+    }
+
+    /// The record of the process.
+    pub(super) fn record(&self, ids: &HashMap<i32, i32>, body: Option<ProcessBody>) -> ProcessRecord {
+        let inner = self.statuses[0].inner;
+        ProcessRecord {
+            unit: self.unit,
+            cgroup: self.cgroup.clone(),
+            namespaces: self.namespaces,
+            pid: Pid(inner.pid),
+            ppid: Pid(ids.get(&self.stat.ppid).copied().unwrap_or(self.stat.ppid)),
+            pgid: Pid(inner.pgid),
+            sid: Pid(inner.sid),
+            exit_signal: self.stat.exit_signal,
+            state: match self.stopped_by {
+                Some(signal) => ProcessState::Stopped { signal },
+                None => ProcessState::Running,
+            },
+            body,
+        }
+    }
+
+    /// Working directory, root and umask.
+    pub(super) fn fs(&self, files: &mut FileRegistry) -> Result<FsRecord, SysError> {
+        let root = self.link("root")?;
+        let own_root = root.0 != Path::new("/");
+        Ok(FsRecord {
+            cwd: self.file("cwd", false, files)?,
+            root: if own_root { Some(self.file("root", false, files)?) } else { None },
+            umask: self.statuses[0].umask,
+        })
+    }
+
+    /// A link of /proc/PID: the path, and whether what it names is deleted.
+    fn link(&self, name: &str) -> Result<(PathBuf, bool), SysError> {
+        let link = format!("/proc/{}/{name}", self.live.pid());
+        let path = std::fs::read_link(&link).map_err(|e| SysError::io("readlink", link, &e))?;
+        Ok(without_deleted(path))
+    }
+
+    /// The file a link of /proc/PID leads to.
+    pub(super) fn file(
+        &self,
+        name: &str,
+        immutable: bool,
+        files: &mut FileRegistry,
+    ) -> Result<FileId, SysError> {
+        let link = format!("/proc/{}/{name}", self.live.pid());
+        let (path, deleted) = self.link(name)?;
+        let stat = stat(link.as_str()).map_err(|e| SysError::path("stat", link, e))?;
+        Ok(files.record(&Seen { unit: self.unit, path: &path, stat: &stat, deleted, immutable }))
+    }
+}
+
+/// Takes the kernel's mark off a path.
+fn without_deleted(path: PathBuf) -> (PathBuf, bool) {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+        Some(bytes) => (std::ffi::OsString::from_vec(bytes.to_vec()).into(), true),
+        None => (path, false),
+    }
+}

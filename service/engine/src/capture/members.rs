@@ -1,0 +1,271 @@
+//! The members of a stopped group: processes and threads become records.
+//!
+//! ```text
+//! seized processes ─► hold (registers, masks) ─► ask (one batch a thread) ─► records
+//!                                                   what cannot be told or kept ─► problems
+//! ```
+
+use std::collections::{HashMap, HashSet};
+
+use ckpt_image::records::{
+    FileId, FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord,
+};
+use ckpt_sys::seize::Process;
+use ckpt_sys::task::Shared;
+use ckpt_sys::thread::Deadline;
+use ckpt_sys::{AddrRange, Error as SysError, cgroup};
+use nix::unistd::Pid as TaskId;
+
+use super::family::{children, first_difference, parents_first, unit_of};
+use super::files::Files as FileRegistry;
+use super::filters::Filters;
+use super::member::{Answers, Member, refusal};
+use super::sharing::{self, Partition};
+use super::text;
+use crate::api::Problem;
+
+/// What is told of an address space besides its mappings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpaceFacts {
+    /// A process that has it, in our PID namespace.
+    pub pid: TaskId,
+    /// Its unit.
+    pub unit: UnitIndex,
+    /// Addresses.
+    pub layout: ckpt_image::records::LayoutRecord,
+    /// Auxiliary vector.
+    pub auxv: Vec<u8>,
+    /// Executable.
+    pub exe: FileId,
+    /// PR_SET_THP_DISABLE.
+    pub thp_disabled: bool,
+    /// Pages of ours in it that are no part of the application and must not be captured.
+    pub runner: Vec<AddrRange>,
+}
+
+/// A descriptor table of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableFacts {
+    /// A process that has it, in our PID namespace.
+    pub pid: TaskId,
+    /// Its unit.
+    pub unit: UnitIndex,
+}
+
+/// The records of the members, with the numbers that they use.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// Parents before their children, zombies too.
+    pub processes: Vec<ProcessRecord>,
+    /// By [`SpaceId`].
+    pub spaces: Vec<SpaceFacts>,
+    /// By [`FdTableId`].
+    pub fd_tables: Vec<TableFacts>,
+    /// By [`FsId`].
+    pub fs: Vec<FsRecord>,
+    /// By [`SighandId`].
+    pub sighands: Vec<SighandRecord>,
+    /// By FilterId.
+    pub seccomp_filters: Vec<Vec<u8>>,
+    /// What cannot be kept.
+    pub problems: Vec<Problem>,
+}
+
+/// The members of the group, all stopped. They go on when this is released or dropped.
+#[derive(Debug)]
+pub struct Members {
+    /// In the order in which they were seized.
+    pub members: Vec<Member>,
+    /// What stands against a checkpoint already.
+    pub problems: Vec<Problem>,
+}
+
+impl Members {
+    /// Takes seized processes over. A process outside every unit is a problem; it is held all the same.
+    pub fn hold(processes: Vec<Process>, units: &[UnitRecord], deadline: Deadline) -> Result<Self, SysError> {
+        let (mut members, mut problems) = (Vec::with_capacity(processes.len()), Vec::new());
+        for process in processes {
+            let pid = process.pid.as_raw();
+            let place = unit_of(units, &process.cgroup);
+            if place.is_none() {
+                let text = "it is in a cgroup of the group that belongs to no unit";
+                let remedy = "move it into a service, or end it";
+                problems.push(refusal("no-unit", "", pid, process.cgroup.clone(), text, remedy));
+            }
+            let (unit, below) = place.unwrap_or((UnitIndex(0), ""));
+            let cgroup = below.to_owned();
+            members.push(Member::hold(process, unit, cgroup, deadline)?);
+        }
+        Ok(Self { members, problems })
+    }
+
+    /// Lets all members go on as they were; tells the first failure after having tried all.
+    pub fn release(self) -> Result<(), SysError> {
+        let results: Vec<_> = self.members.into_iter().map(|member| member.live.release()).collect();
+        results.into_iter().collect()
+    }
+
+    /// Threads of all members.
+    pub fn threads(&self) -> usize {
+        self.members.iter().map(|member| member.live.threads().len()).sum()
+    }
+
+    /// Makes the records. What the checkpoint cannot keep is in the result's problems, and then the records are incomplete.
+    pub fn capture(
+        &mut self,
+        units: &[UnitRecord],
+        files: &mut FileRegistry,
+        deadline: Deadline,
+    ) -> Result<Captured, SysError> {
+        let mut captured = Captured { problems: std::mem::take(&mut self.problems), ..Captured::default() };
+        self.check_namespaces(units, &mut captured.problems);
+        let shares = Shares::of(&self.members)?;
+        let ids = self.ids();
+        let mut filters = Filters::default();
+        for place in 0..self.members.len() {
+            let member = &mut self.members[place];
+            let unit = units.get(member.unit.index()).map_or("", |u| u.name.as_str());
+            let Some(told) = member.ask(unit, deadline, &mut captured.problems)? else { continue };
+            let member = &self.members[place];
+            let threads = member.threads(&told, unit, &mut filters, &mut captured.problems)?;
+            shares.fill(place, member, &told, files, &mut captured)?;
+            let body = member.body(place, &shares, told, threads)?;
+            captured.processes.push(member.record(&ids, Some(body)));
+        }
+        self.zombies(&ids, &mut captured);
+        captured.processes = parents_first(captured.processes);
+        captured.seccomp_filters = filters.into_programs();
+        Ok(captured)
+    }
+
+    /// Our id of each process → its id as the members see it.
+    fn ids(&self) -> HashMap<i32, i32> {
+        self.members.iter().map(|m| (m.live.pid().as_raw(), m.statuses[0].inner.pid)).collect()
+    }
+
+    /// Each unit's members live in the namespaces of its main process.
+    fn check_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
+        for (index, unit) in units.iter().enumerate() {
+            let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
+            let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
+            let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
+            for member in of_unit() {
+                let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
+                let text = format!("it lives in another {kind} namespace than its unit's main process");
+                let remedy =
+                    "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
+                let pid = member.live.pid().as_raw();
+                problems.push(refusal("namespace", &unit.name, pid, format!("ns/{kind}"), &text, remedy));
+            }
+        }
+    }
+
+    /// Ended children that nobody waited for, and children that left the group.
+    fn zombies(&self, ids: &HashMap<i32, i32>, captured: &mut Captured) {
+        let known: HashSet<i32> = self.members.iter().map(|m| m.live.pid().as_raw()).collect();
+        for member in &self.members {
+            let pid = member.live.pid().as_raw();
+            for child in member.live.threads().flat_map(|t| children(pid, t.tid.as_raw())) {
+                if known.contains(&child) {
+                    continue;
+                }
+                match zombie(child, member, ids) {
+                    Some(record) => captured.processes.push(record),
+                    None => captured.problems.push(refusal(
+                        "child-outside",
+                        "",
+                        child,
+                        cgroup::of_process(TaskId::from_raw(child)).unwrap_or_default(),
+                        &format!("it is a child of member {pid} but not in the group's cgroups"),
+                        "add its unit to the group, or end it",
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// The record of a child that has ended; `None` if it lives.
+fn zombie(pid: i32, parent: &Member, ids: &HashMap<i32, i32>) -> Option<ProcessRecord> {
+    let stat = text::parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = text::parse_status(&status);
+    (stat.state == 'Z').then(|| ProcessRecord {
+        unit: parent.unit,
+        cgroup: parent.cgroup.clone(),
+        namespaces: parent.namespaces,
+        pid: Pid(status.inner.pid),
+        ppid: Pid(ids.get(&stat.ppid).copied().unwrap_or(stat.ppid)),
+        pgid: Pid(status.inner.pgid),
+        sid: Pid(status.inner.sid),
+        exit_signal: stat.exit_signal,
+        state: ProcessState::Zombie {
+            comm: stat.comm,
+            status: stat.exit_code,
+            owner: (status.credentials.uids[0], status.credentials.gids[0]),
+        },
+        body: None,
+    })
+}
+
+/// Which members share what.
+pub(super) struct Shares {
+    pub(super) spaces: Partition,
+    pub(super) tables: Partition,
+    pub(super) fs: Partition,
+    pub(super) sighands: Partition,
+}
+
+impl Shares {
+    fn of(members: &[Member]) -> Result<Self, SysError> {
+        let tasks: Vec<TaskId> =
+            members.iter().filter_map(|m| m.live.threads().next()).map(|t| t.tid).collect();
+        Ok(Self {
+            spaces: sharing::shared(&tasks, Shared::Space)?,
+            tables: sharing::shared(&tasks, Shared::Files)?,
+            fs: sharing::shared(&tasks, Shared::Fs)?,
+            sighands: sharing::shared(&tasks, Shared::Sighand)?,
+        })
+    }
+
+    /// Fills in what this member is the first to have.
+    fn fill(
+        &self,
+        place: usize,
+        member: &Member,
+        told: &Answers,
+        files: &mut FileRegistry,
+        captured: &mut Captured,
+    ) -> Result<(), SysError> {
+        let is_first = |partition: &Partition| partition.first[partition.of[place] as usize] == place;
+        let pid = member.live.pid();
+        if is_first(&self.spaces) {
+            let mut layout = told.files.layout;
+            layout.brk = told.process.brk;
+            captured.spaces.push(SpaceFacts {
+                pid,
+                unit: member.unit,
+                layout,
+                auxv: told.files.auxv.clone(),
+                exe: member.file("exe", true, files)?,
+                thp_disabled: member.statuses[0].thp_disabled,
+                runner: Vec::new(),
+            });
+        }
+        let space = self.spaces.of[place] as usize;
+        if let (Some(space), Some(area)) = (captured.spaces.get_mut(space), member.live.area()) {
+            space.runner.push(area);
+        }
+        if is_first(&self.tables) {
+            captured.fd_tables.push(TableFacts { pid, unit: member.unit });
+        }
+        if is_first(&self.fs) {
+            let record = member.fs(files)?;
+            captured.fs.push(record);
+        }
+        if is_first(&self.sighands) {
+            captured.sighands.push(told.process.sighand.clone());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,162 @@
+//! The record of a thread.
+
+use ckpt_image::records::{
+    AltStack, Credentials, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord, ThreadRecord,
+};
+use ckpt_sys::inject::Live;
+use ckpt_sys::{attributes, batch};
+use nix::libc;
+
+use super::questions::{Answer, Question};
+use super::text::Status;
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+/// What only the thread itself can tell; [`Told::read`] reads the answers.
+pub fn questions() -> Vec<Question> {
+    let prctl = |option: i32| [option as u64, 0, 0, 0, 0, 0];
+    vec![
+        Question::bytes(libc::SYS_sigaltstack, [0; 6], 1, 24),
+        Question::bytes(libc::SYS_prctl, [PR_GET_TID_ADDRESS, 0, 0, 0, 0, 0], 1, 8),
+        Question::bytes(libc::SYS_prctl, prctl(libc::PR_GET_PDEATHSIG), 1, 4),
+        Question::result(libc::SYS_prctl, prctl(libc::PR_GET_TIMERSLACK)),
+        Question::result(libc::SYS_prctl, prctl(libc::PR_GET_SECUREBITS)),
+    ]
+}
+
+/// Answers to [`questions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Told {
+    altstack: AltStack,
+    tid_address: u64,
+    pdeathsig: i32,
+    timer_slack: u64,
+    securebits: u32,
+}
+
+impl Told {
+    /// Reads the answers; `None` if one is missing.
+    pub fn read(answers: &[Answer]) -> Option<Self> {
+        let [altstack, tid_address, pdeathsig, timer_slack, securebits] = answers else { return None };
+        Some(Self {
+            altstack: read_altstack(altstack)?,
+            tid_address: tid_address.result.ok().map(|_| tid_address.u64_at(0))?,
+            pdeathsig: pdeathsig.result.ok().map(|_| pdeathsig.u32_at(0) as i32)?,
+            timer_slack: timer_slack.result.ok()?,
+            securebits: securebits.result.ok()? as u32,
+        })
+    }
+}
+
+/// stack_t. SS_ONSTACK tells where the thread is, not what it set: that is in its registers.
+fn read_altstack(answer: &Answer) -> Option<AltStack> {
+    answer.result.ok()?;
+    let flags = answer.u32_at(8) as i32 & !libc::SS_ONSTACK;
+    Some(AltStack { sp: answer.u64_at(0), flags, size: answer.u64_at(16) })
+}
+
+/// The record of the thread at this place of a process. `tid` is its id as the members see it.
+pub fn record(
+    live: &Live,
+    place: usize,
+    tid: Pid,
+    status: &Status,
+    told: Told,
+) -> Result<ThreadRecord, ckpt_sys::Error> {
+    let thread = live.stopped(place)?;
+    let task = thread.tid();
+    let signals = thread.pending_signals(false)?;
+    let credentials = Credentials { securebits: told.securebits, ..status.credentials.clone() };
+    Ok(ThreadRecord {
+        tid,
+        comm: comm(live.pid().as_raw(), task.as_raw()),
+        registers: batch::words(&live.saved_registers(place)?).to_vec(),
+        xstate: thread.extended_state()?,
+        interrupted: live.interrupted(place).map(|call| InterruptedCall {
+            nr: call.nr,
+            args: call.args,
+            result: call.result,
+        }),
+        sigmask: live.mask(place),
+        altstack: told.altstack,
+        pending: signals.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
+        robust_list: attributes::robust_list(task)?,
+        tid_address: told.tid_address,
+        rseq: thread.rseq()?.map_or_else(RseqRecord::default, |rseq| RseqRecord {
+            address: rseq.address,
+            length: rseq.size,
+            signature: rseq.signature,
+            flags: rseq.flags,
+        }),
+        credentials,
+        seccomp_mode: status.seccomp,
+        seccomp_filters: Vec::new(),
+        no_new_privs: status.no_new_privs,
+        pdeathsig: told.pdeathsig,
+        timer_slack: told.timer_slack,
+        sched: scheduling(task)?,
+        affinity: attributes::affinity(task)?,
+        io_priority: attributes::io_priority(task)?,
+    })
+}
+
+/// sched_getattr(2).
+fn scheduling(tid: nix::unistd::Pid) -> Result<SchedRecord, ckpt_sys::Error> {
+    let s = attributes::scheduling(tid)?;
+    Ok(SchedRecord {
+        policy: s.policy,
+        flags: s.flags,
+        nice: s.nice,
+        priority: s.priority,
+        runtime: s.runtime,
+        deadline: s.deadline,
+        period: s.period,
+    })
+}
+
+/// The name of a thread.
+fn comm(pid: i32, tid: i32) -> Vec<u8> {
+    let mut name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    if name.last() == Some(&b'\n') {
+        name.pop();
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ok(result: u64, bytes: &[u8]) -> Answer {
+        Answer { result: Ok(result), bytes: bytes.to_vec() }
+    }
+
+    #[test]
+    fn answers_are_read_in_the_order_of_the_questions() {
+        let mut stack = vec![0; 24];
+        stack[..8].copy_from_slice(&0x7000u64.to_le_bytes());
+        stack[8] = libc::SS_ONSTACK as u8;
+        stack[16..].copy_from_slice(&8192u64.to_le_bytes());
+        let answers = [
+            ok(0, &stack),
+            ok(0, &0x99u64.to_le_bytes()),
+            ok(0, &9u32.to_le_bytes()),
+            ok(50_000, &[]),
+            ok(0x2f, &[]),
+        ];
+        assert_eq!(answers.len(), questions().len());
+        let told = Told::read(&answers).unwrap();
+        assert_eq!(told.altstack, AltStack { sp: 0x7000, flags: 0, size: 8192 });
+        assert_eq!(
+            (told.tid_address, told.pdeathsig, told.timer_slack, told.securebits),
+            (0x99, 9, 50_000, 0x2f)
+        );
+    }
+
+    #[test]
+    fn a_missing_answer_is_not_made_up() {
+        let refused = Answer { result: Err(nix::errno::Errno::EACCES), bytes: vec![] };
+        assert_eq!(Told::read(&vec![refused; 5]), None);
+        assert_eq!(Told::read(&[]), None);
+    }
+}
