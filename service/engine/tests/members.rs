@@ -102,8 +102,13 @@ fn a_shell_and_its_children_are_recorded_as_they_are() {
     let script = "trap '' HUP; trap 'echo x' USR1; umask 027; cd /usr; ulimit -n 321; \
                   sleep 1000 & sleep 1000 & echo READY; wait";
     let pid = group.sh(script);
-    until("children", || {
-        std::fs::read_to_string(group.dir.join("cgroup.procs")).unwrap().lines().count() == 3
+    until("all sleep", || {
+        let pids = std::fs::read_to_string(group.dir.join("cgroup.procs")).unwrap();
+        let asleep = |pid: &str| {
+            let call = task::blocked_in(nix::unistd::Pid::from_raw(pid.parse().unwrap()));
+            call.is_some_and(|(nr, _)| [61, 130, 230].contains(&nr))
+        };
+        pids.lines().count() == 3 && pids.lines().all(asleep)
     });
     let (captured, files) = group.capture();
     assert_eq!(captured.problems, []);
@@ -148,7 +153,7 @@ fn a_shell_and_its_children_are_recorded_as_they_are() {
 #[test]
 fn zombies_and_stopped_processes_stay_what_they_are() {
     let mut group = Group::new("zombie");
-    let script = "(exit 7) & sh -c 'kill -STOP $$; sleep 1' & echo READY; exec sleep 1000";
+    let script = "(sleep 0.2; exit 7) & sh -c 'kill -STOP $$; sleep 1' & echo READY; exec sleep 1000";
     let pid = group.sh(script);
     let children = || {
         let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
