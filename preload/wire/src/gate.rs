@@ -16,13 +16,13 @@ pub const LEASE_MAX_NS: u64 = 10_000_000_000;
 /// The gate of one member; the drawing is at the head of the crate.
 #[repr(C, align(64))]
 pub struct Gate {
-    word: AtomicU32,
-    waiting: AtomicU32,
-    beat: AtomicU64,
-    lease: AtomicU64,
-    owner: AtomicU32,
-    owner_start: AtomicU64,
-    closings: AtomicU64,
+    pub(crate) word: AtomicU32,
+    pub(crate) waiting: AtomicU32,
+    pub(crate) beat: AtomicU64,
+    pub(crate) lease: AtomicU64,
+    pub(crate) owner: AtomicU32,
+    pub(crate) owner_start: AtomicU64,
+    pub(crate) closings: AtomicU64,
 }
 
 impl Gate {

@@ -21,6 +21,9 @@
 //!          ├────────┴────────┴────────┴────────┴────────┴────────┴────────┴──────────────────┤
 //!    320   │ slot 1 …                                                                        │
 //!          └─────────────────────────────────────────────────────────────────────────────────┘
+//! in the header: magic 0 · version 8 · size 12 · pid 16 · used 20 · gate 64 · overflow 128
+//! in the gate: word 0 · waiting 4 · beat 8 · lease 16 · owner 24 · owner_start 32 · closings 40
+//! in the overflow: added 0 · executing 4 · expired 8 · waits 16
 //! in a slot: word 0 · thread 8 · code 12 · fd 16 · other 20 · offset 24 · length 32      word = sequence << 8 | state
 //! ```
 //!
@@ -56,6 +59,11 @@
 //! code does not need it: the daemon shows an unknown code as such.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
+#[cfg(test)]
+mod drawing;
 mod gate;
 mod operation;
 mod slot;

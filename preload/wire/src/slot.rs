@@ -26,13 +26,13 @@ const NEXT: u64 = 0x100;
 /// A slot in shared memory; the drawing is at the head of the crate.
 #[repr(C, align(64))]
 pub struct Slot {
-    word: AtomicU64,
-    thread: AtomicU32,
-    code: AtomicU32,
-    fd: AtomicI32,
-    other: AtomicI32,
-    offset: AtomicI64,
-    length: AtomicU64,
+    pub(crate) word: AtomicU64,
+    pub(crate) thread: AtomicU32,
+    pub(crate) code: AtomicU32,
+    pub(crate) fd: AtomicI32,
+    pub(crate) other: AtomicI32,
+    pub(crate) offset: AtomicI64,
+    pub(crate) length: AtomicU64,
 }
 
 /// What is told of one operation.
@@ -169,7 +169,8 @@ impl Slot {
         }
     }
 
-    /// From outside: state, sequence and the operation, if they belong together; `None` while they change.
+    /// From outside: state, sequence and the operation, if they belong together; `None` while they change. What a FREE slot
+    /// tells besides means nothing.
     pub fn look(&self) -> Option<(State, u64, Entry)> {
         let before = self.word.load(SeqCst);
         let entry = self.entry();

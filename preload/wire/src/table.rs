@@ -30,22 +30,22 @@ pub const REQUIRED_SEALS: i32 = 0x2 | 0x4;
 /// The head of a table; the drawing is at the head of the crate.
 #[repr(C)]
 pub struct Header {
-    magic: AtomicU64,
-    version: AtomicU32,
-    size: AtomicU32,
-    pid: AtomicU32,
-    used: AtomicU32,
+    pub(crate) magic: AtomicU64,
+    pub(crate) version: AtomicU32,
+    pub(crate) size: AtomicU32,
+    pub(crate) pid: AtomicU32,
+    pub(crate) used: AtomicU32,
     pub(crate) gate: Gate,
-    overflow: Overflow,
+    pub(crate) overflow: Overflow,
 }
 
 /// Operations of threads without a slot, and counters.
 #[repr(C, align(64))]
 pub struct Overflow {
-    added: AtomicU32,
-    executing: AtomicU32,
-    expired: AtomicU64,
-    waits: AtomicU64,
+    pub(crate) added: AtomicU32,
+    pub(crate) executing: AtomicU32,
+    pub(crate) expired: AtomicU64,
+    pub(crate) waits: AtomicU64,
 }
 
 impl Overflow {
