@@ -11,6 +11,7 @@ use ckpt_dbus::Job1Proxy;
 use ckpt_dbus::names::JOB_PREFIX;
 use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 use zbus::message::{Message, Type as MessageType};
 use zbus::{MatchRule, MessageStream, OwnedObjectPath, OwnedVariant, Variant};
 
@@ -63,11 +64,13 @@ impl<'b> Follower<'b> {
         })
     }
 
-    /// Waits for the end of a job and shows its progress on stderr if that is a terminal. Ctrl-C asks for its end, a second
-    /// one ends this program.
+    /// Waits for the end of a job and shows its progress on stderr if that is a terminal. Ctrl-C and SIGTERM ask for its end,
+    /// a second one ends this program.
     pub async fn follow(mut self, job: &OwnedObjectPath, what: &str) -> Result<Completed, Failure> {
         let bar = Bar::new(what);
         let mut canceled = false;
+        let mut terminate = signal(SignalKind::terminate())
+            .map_err(|e| Failure::failed(format!("cannot wait for SIGTERM: {e}")))?;
         loop {
             tokio::select! {
                 message = self.signals.next() => {
@@ -81,21 +84,23 @@ impl<'b> Follower<'b> {
                         Some("Completed") => return completed(message.clone()),
                         _ => {}
                     }
+                    continue;
                 }
                 change = self.owners.next() => {
                     change.ok_or_else(gone)??;
                     return Err(gone());
                 }
-                _ = tokio::signal::ctrl_c() => {
-                    if std::mem::replace(&mut canceled, true) {
-                        return Err(Failure::failed(format!("{what}: left alone while it is canceled")));
-                    }
-                    bar.say("canceling");
-                    let proxy = Job1Proxy::builder(&self.bus.connection).path(job.clone()).build().await?;
-                    // Too late is no error: then its end comes.
-                    let _ = proxy.cancel().await;
-                }
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
             }
+            // Only the two signals come here.
+            if std::mem::replace(&mut canceled, true) {
+                return Err(Failure::failed(format!("{what}: left alone while it is canceled")));
+            }
+            bar.say("canceling");
+            let proxy = Job1Proxy::builder(&self.bus.connection).path(job.clone()).build().await?;
+            // Too late is no error: then its end comes.
+            let _ = proxy.cancel().await;
         }
     }
 }

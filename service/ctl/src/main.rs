@@ -17,16 +17,26 @@ use clap::Parser;
 
 use crate::cli::Cli;
 use crate::context::Context;
+use crate::failure::Failure;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, on stdout.
+        Err(e) if !e.use_stderr() => e.exit(),
+        Err(e) => {
+            let failure = Failure::usage(usage(&e.to_string()));
+            failure.print(std::env::args().any(|a| a == "--json"));
+            return ExitCode::from(failure.status);
+        }
+    };
     let json = cli.json;
     let outcome = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(async {
             let context = Context::new(&cli)?;
             verbs::run(cli.verb, &context).await
         }),
-        Err(e) => Err(failure::Failure::failed(format!("cannot start: {e}"))),
+        Err(e) => Err(Failure::failed(format!("cannot start: {e}"))),
     };
     match outcome {
         Ok(code) => code,
@@ -35,4 +45,11 @@ fn main() -> ExitCode {
             ExitCode::from(failure.status)
         }
     }
+}
+
+/// The first paragraph of clap's message as one line.
+fn usage(message: &str) -> String {
+    let lines = message.lines().map(str::trim).take_while(|l| !l.is_empty());
+    let what = lines.collect::<Vec<_>>().join(" ");
+    format!("{}; see `ckptctl --help`", what.trim_start_matches("error: "))
 }

@@ -10,7 +10,11 @@ use crate::view;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The group; its [retention] says what is kept
-    name: String,
+    #[arg(required_unless_present = "all")]
+    name: Option<String>,
+    /// Every group that is registered
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
     /// Only say what would be deleted
     #[arg(long)]
     dry_run: bool,
@@ -22,8 +26,18 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if args.dry_run {
         options.insert("dry-run", true.into());
     }
-    let rows = bus.manager.prune(&args.name, &options).await?;
-    let decisions: Vec<_> = rows.into_iter().map(view::Decision::from).collect();
+    let names = match args.name {
+        Some(name) => vec![name],
+        None => {
+            let rows = bus.manager.list_groups(&none()).await?;
+            rows.into_iter().filter(|r| r.enabled).map(|r| r.name).collect()
+        }
+    };
+    let mut decisions: Vec<view::Decision> = Vec::new();
+    for name in names {
+        let rows = bus.manager.prune(&name, &options).await?;
+        decisions.extend(rows.into_iter().map(view::Decision::from));
+    }
     if context.json {
         return print_json(&decisions);
     }
