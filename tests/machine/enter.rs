@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::IsTerminal;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -13,15 +13,9 @@ use crate::boot::die_with_parent;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Result};
 
-/// A descriptor for a process, pidfd_open(2), Linux 5.3.
+/// A descriptor for a process.
 pub(crate) fn open_pidfd(pid: Pid) -> Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error()).of("open a pidfd");
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    ckpt_tests::open_pidfd(pid.as_raw().unsigned_abs()).of("open a pidfd")
 }
 
 /// Starts `command` inside the machine whose PID 1 is `systemd`; gives the client's pid. Its exit status is the command's.

@@ -1,0 +1,37 @@
+//! Debian's own Redis and PostgreSQL, under load, go back together.
+
+use crate::runner::{Test, skip, test};
+use ckpt_tests::databases::Databases;
+use ckpt_tests::system::{must, run};
+
+/// Rounds of load, checkpoint, more load, loss, restore.
+const ROUNDS: usize = 3;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![test("databases", rounds_under_load).limit(240)]
+}
+
+/// After each restore the invariants hold in memory and on disk, the Main PIDs are the captured ones, clients connect.
+fn rounds_under_load(name: &str) {
+    let databases = match Databases::prepare(name) {
+        Ok(databases) => databases,
+        Err(reason) => skip(&reason),
+    };
+    must(&["ckptctl", "enable", &databases.slice, "--name", name, "--subvolume", &databases.subvolume]);
+    databases.start();
+    for round in 0..ROUNDS {
+        let mut load = databases.load(60);
+        databases.wait_for_progress();
+        let pids = databases.main_pids();
+        must(&["ckptctl", "checkpoint", name]);
+        databases.wait_for_progress();
+        let _ = run(&["systemctl", "kill", "--signal=KILL", &databases.slice]);
+        must(&["systemctl", "stop", &databases.slice]);
+        load.end();
+        databases.wipe();
+        must(&["ckptctl", "restore", name]);
+        assert_eq!(databases.main_pids(), pids, "round {round}");
+        let state = databases.state();
+        assert!(state.holds(), "round {round}: {state:?}");
+    }
+}

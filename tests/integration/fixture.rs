@@ -1,0 +1,174 @@
+//! A group for a test: a slice, a btrfs subvolume, units in it, and victims in the units.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use ckpt_tests::system::{ckptctl, eventually, main_pid, must, property, run};
+
+const UNITS: &str = "/run/systemd/system";
+
+/// A group named after its test. The runner cleans up by that name.
+pub(crate) struct Group {
+    pub(crate) name: String,
+    pub(crate) slice: String,
+    pub(crate) subvolume: PathBuf,
+}
+
+/// A service of a group that runs a victim.
+pub(crate) struct Victim {
+    pub(crate) unit: String,
+    dir: PathBuf,
+}
+
+impl Group {
+    /// Makes the slice's name and the subvolume; registers nothing yet.
+    pub(crate) fn new(name: &str) -> Self {
+        let subvolume = Path::new("/srv").join(name);
+        must(&["btrfs", "-q", "subvolume", "create", path(&subvolume)]);
+        Self { name: name.into(), slice: slice_of(name), subvolume }
+    }
+
+    /// Registers the group with `ckptctl enable`.
+    pub(crate) fn enable(&self) {
+        must(&["ckptctl", "enable", &self.slice, "--name", &self.name, "--subvolume", path(&self.subvolume)]);
+    }
+
+    /// Writes a service of the group, `NAME-ROLE.service`; gives the unit's name.
+    pub(crate) fn write_unit(&self, role: &str, command: &str, settings: &str) -> String {
+        let unit = format!("{}-{role}.service", self.name);
+        let text = format!(
+            "[Unit]\nDescription=Victim {role}\n[Service]\nSlice={}\nExecStart={command}\n{settings}\n",
+            self.slice
+        );
+        fs::write(Path::new(UNITS).join(&unit), text).expect("a unit can be written");
+        must(&["systemctl", "daemon-reload"]);
+        unit
+    }
+
+    /// Starts a victim as a service of the group and waits until it is ready. `settings` are lines for [Service].
+    pub(crate) fn victim(&self, program: &str, arguments: &str, settings: &str) -> Victim {
+        self.victim_as(program, program, arguments, settings)
+    }
+
+    /// Like [`Group::victim`], for several of the same program: `role` tells them apart.
+    pub(crate) fn victim_as(&self, role: &str, program: &str, arguments: &str, settings: &str) -> Victim {
+        let dir = self.subvolume.join(role);
+        fs::create_dir(&dir).expect("a directory in the subvolume");
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("permissions");
+        let command = format!("{} {} {arguments}", victim_program(program).display(), dir.display());
+        let access = if program == "forker" { "NotifyAccess=all\n" } else { "" };
+        let unit = self.write_unit(role, &command, &format!("Type=notify\n{access}{settings}"));
+        must(&["systemctl", "start", &unit]);
+        Victim { unit, dir }
+    }
+
+    /// Takes a checkpoint; gives what ckptctl tells of it.
+    pub(crate) fn checkpoint(&self, flags: &[&str]) -> Value {
+        let made = ckptctl(&[&["checkpoint", self.name.as_str()], flags].concat());
+        assert_eq!(made["state"], "durable", "{made}");
+        assert_eq!(made["group"], self.name.as_str(), "{made}");
+        made
+    }
+
+    /// Restores the newest checkpoint; gives what ckptctl tells.
+    pub(crate) fn restore(&self) -> Value {
+        ckptctl(&["restore", &self.name])
+    }
+
+    /// Restores one checkpoint.
+    pub(crate) fn restore_id(&self, id: &str) -> Value {
+        ckptctl(&["restore", &format!("{}@{id}", self.name)])
+    }
+
+    /// Kills every process of the group and waits until its units have ended.
+    pub(crate) fn kill(&self) {
+        // SIGKILL may meet units that have ended already.
+        let _ = run(&["systemctl", "kill", "--signal=KILL", &self.slice]);
+        must(&["systemctl", "stop", &self.slice]);
+    }
+
+    /// Writes nonsense over the files of the group's subvolume.
+    pub(crate) fn wreck(&self) {
+        for entry in fs::read_dir(&self.subvolume).expect("readable").flatten() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+        fs::write(self.subvolume.join("nonsense"), "not from the checkpoint").expect("writable");
+    }
+
+    /// What `ckptctl check` tells.
+    pub(crate) fn check(&self) -> Value {
+        let out = run(&["ckptctl", "--json", "check", &self.name]);
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("check: {e}: {out:?}"))
+    }
+}
+
+impl Victim {
+    /// Asks the victim to check itself; gives its generation. Fails with its reason.
+    pub(crate) fn ask(&self) -> u64 {
+        let report = self.dir.join("report");
+        let _ = fs::remove_file(&report);
+        self.signal("USR1");
+        let said = eventually(&format!("{} answers", self.unit), 20, || {
+            let alive = property(&self.unit, "ActiveState");
+            assert!(alive == "active" || alive == "reloading", "{} is {alive}", self.unit);
+            fs::read_to_string(&report).ok()
+        });
+        let mut words = said.split_whitespace();
+        assert_eq!(words.next(), Some("ok"), "{}: {}", self.unit, said.trim());
+        let memory = words.next().unwrap_or("");
+        assert_eq!(words.next(), Some(memory), "{}: memory and file differ: {said}", self.unit);
+        memory.parse().expect("a number")
+    }
+
+    /// Moves the victim's state on by a generation, in memory and on disk.
+    pub(crate) fn change(&self) {
+        let file = self.dir.join("generation");
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        self.signal("USR2");
+        eventually(&format!("{} changes", self.unit), 20, || {
+            fs::read_to_string(&file).ok().filter(|now| *now != before)
+        });
+    }
+
+    /// The victim's Main PID.
+    pub(crate) fn pid(&self) -> u32 {
+        main_pid(&self.unit)
+    }
+
+    fn signal(&self, name: &str) {
+        must(&["systemctl", "kill", "--kill-who=main", &format!("--signal={name}"), &self.unit]);
+    }
+}
+
+/// A path as text: those of the tests are ASCII.
+pub(crate) fn path(path: &Path) -> &str {
+    path.to_str().expect("ASCII")
+}
+
+fn slice_of(name: &str) -> String {
+    // A dash in a slice's name makes a slice inside another.
+    format!("{}.slice", name.replace('-', "_"))
+}
+
+fn victim_program(name: &str) -> PathBuf {
+    let own = std::env::current_exe().expect("this program's path");
+    let target = own.parent().and_then(Path::parent).expect("target/debug/integration");
+    target.join("victims").join(name)
+}
+
+/// Removes what a test left: runs after each, whatever became of it.
+pub(crate) fn clean_up(name: &str) {
+    let _ = run(&["systemctl", "kill", "--signal=KILL", &slice_of(name)]);
+    let _ = run(&["systemctl", "stop", &slice_of(name)]);
+    let _ = run(&["ckptctl", "disable", name]);
+    for entry in fs::read_dir(UNITS).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let _ = run(&["systemctl", "daemon-reload"]);
+    let _ = run(&["systemctl", "reset-failed"]);
+}

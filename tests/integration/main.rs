@@ -1,0 +1,27 @@
+//! Integration tests: properties of the installed project, checked inside a throwaway machine with ckptctl, busctl and
+//! systemctl only.
+//!
+//! `integration [PART-OF-A-NAME]…` runs the tests, each in a process of its own with a time limit, and ends with the line
+//! `N passed, N failed, N skipped`. A test that fails shows what it printed, the daemon's journal and its units' journal.
+
+mod bus;
+mod databases;
+mod fixture;
+mod runner;
+mod services;
+mod storage;
+mod units;
+mod victims;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut tests = Vec::new();
+    tests.extend(bus::tests());
+    tests.extend(victims::tests());
+    tests.extend(storage::tests());
+    tests.extend(units::tests());
+    tests.extend(services::tests());
+    tests.extend(databases::tests());
+    runner::run(&tests, std::env::args().skip(1).collect())
+}
