@@ -29,6 +29,7 @@ pub mod seize;
 pub mod task;
 pub mod thread;
 pub mod vdso;
+pub mod xattr;
 
 pub use addr::{AddrRange, VirtAddr};
 pub use error::{Error, Result, Subject};

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ckpt_image::read_state;
 use ckpt_image::records::{
-    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
+    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
 };
 use ckpt_sys::VirtAddr;
 use ckpt_sys::nursery;
@@ -20,7 +20,7 @@ use super::opened::Opened;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
-use super::{Failure, Member, release, tables, thread};
+use super::{Failure, Member, ephemeral, notify, release, tables, thread};
 use crate::api::UnitMain;
 
 /// What ckptd asks of ckpt-restore, as JSON on its standard input.
@@ -75,6 +75,8 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
     let units = main_processes(&image);
+    tell_systemd(&places, &units)?;
+    clock.lap("notify");
     Ok(Report { processes, threads, units, stages: clock.laps, warnings })
 }
 
@@ -137,6 +139,14 @@ fn main_processes(image: &GroupImage) -> Vec<UnitMain> {
     image.units.iter().map(main).collect()
 }
 
+/// Tells systemd of the main processes, then ends the stubs.
+fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
+    for (index, unit) in units.iter().enumerate().filter(|(_, u)| u.main_pid != 0) {
+        notify::tell_main_pid(places, UnitIndex(index as u32), unit.main_pid)?;
+    }
+    places.iter().try_for_each(notify::end_stub)
+}
+
 /// A rebuild under way.
 struct Rebuild<'a> {
     image: &'a GroupImage,
@@ -155,9 +165,10 @@ impl<'a> Rebuild<'a> {
     fn prepare(
         image: &'a GroupImage,
         places: &'a Places,
-        _request: &Request,
+        request: &Request,
         gadget: u64,
     ) -> Result<Self, Failure> {
+        ephemeral::put_back(image, &request.image, places)?;
         let floor = tables::floor(image);
         let opened = Opened::open(image, places, floor)?;
         Ok(Self {

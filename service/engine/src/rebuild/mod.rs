@@ -9,9 +9,11 @@
 
 mod credentials;
 mod driver;
+mod ephemeral;
 mod failure;
 mod grow;
 mod member;
+mod notify;
 mod opened;
 mod places;
 mod process;

@@ -1,0 +1,112 @@
+//! Telling systemd which process is the unit's main process now (sd_notify(3)), from within the unit, where it believes it.
+//!
+//! ```text
+//!  child of ours, born in the unit's cgroup (CLONE_INTO_CGROUP), in the unit's mount and network namespace
+//!    MAINPID=N READY=1 ──► $NOTIFY_SOCKET of the stub
+//!    BARRIER=1 + pipe  ──► systemd closes the pipe when it has dealt with all before
+//! ```
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use ckpt_image::records::UnitIndex;
+use ckpt_sys::clone::{CloneArgs, fork_with, pidfd_signal};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
+};
+use nix::sys::wait::{WaitStatus, waitpid};
+
+use super::Failure;
+use super::places::{Place, Places};
+
+/// How long systemd may take, milliseconds.
+const PATIENCE: u16 = 20_000;
+
+/// Tells systemd of the unit's main process and waits until it knows. Units without a stub have nobody to tell.
+pub fn tell_main_pid(places: &Places, unit: UnitIndex, main_pid: i32) -> Result<(), Failure> {
+    let place = places.get(unit)?;
+    let Some((stub, _)) = &place.stub else { return Ok(()) };
+    let address = notify_socket(*stub, place)?;
+    let args =
+        CloneArgs { exit_signal: libc::SIGCHLD, cgroup: Some(place.cgroup_fd()), ..Default::default() };
+    let message = format!("MAINPID={main_pid}\nREADY=1");
+    let child = fork_with(&args, || match places.within(unit, || send(&address, &message)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(e)) => e as i32,
+        Err(_) => 255,
+    })?;
+    let fail = |why: String| {
+        Err(Failure::not_restorable(format!("tell systemd the main process: {why}")).of_unit(&place.name))
+    };
+    match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+        Ok(WaitStatus::Exited(_, 255)) => fail("the unit's namespaces cannot be entered".into()),
+        Ok(WaitStatus::Exited(_, errno)) => fail(Errno::from_raw(errno).to_string()),
+        Ok(status) => fail(format!("{status:?}")),
+        Err(e) => fail(e.to_string()),
+    }
+}
+
+/// Ends the stub of a unit, which stood in until the members were there.
+pub fn end_stub(place: &Place) -> Result<(), Failure> {
+    let Some((_, pidfd)) = &place.stub else { return Ok(()) };
+    match pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(e) => Err(Failure::not_restorable(format!("end the stub: {e}")).of_unit(&place.name)),
+    }
+}
+
+/// NOTIFY_SOCKET in the environment that systemd gave the stub.
+fn notify_socket(stub: i32, place: &Place) -> Result<Vec<u8>, Failure> {
+    let path = format!("/proc/{stub}/environ");
+    let environment = std::fs::read(&path)
+        .map_err(|e| Failure::not_restorable(format!("read {path}: {e}")).of_unit(&place.name))?;
+    find_variable(&environment, b"NOTIFY_SOCKET").map(<[u8]>::to_vec).ok_or_else(|| {
+        Failure::not_restorable("systemd gave the stub no NOTIFY_SOCKET (Type=notify is needed)")
+            .of_unit(&place.name)
+    })
+}
+
+/// The value of a variable in /proc/PID/environ.
+fn find_variable<'e>(environment: &'e [u8], name: &[u8]) -> Option<&'e [u8]> {
+    environment.split(|b| *b == 0).find_map(|entry| entry.strip_prefix(name)?.strip_prefix(b"="))
+}
+
+/// Sends the message and waits for systemd to have read it.
+fn send(address: &[u8], message: &str) -> Result<(), Errno> {
+    let address = match address.strip_prefix(b"@") {
+        Some(name) => UnixAddr::new_abstract(name)?,
+        None => UnixAddr::new(std::ffi::OsStr::from_bytes(address))?,
+    };
+    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let deliver = |text: &str, control: &[ControlMessage<'_>]| {
+        let parts = [IoSlice::new(text.as_bytes())];
+        sendmsg(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, Some(&address)).map(drop)
+    };
+    deliver(message, &[])?;
+    let (ours, theirs) = nix::unistd::pipe()?;
+    deliver("BARRIER=1", &[ControlMessage::ScmRights(&[theirs.as_raw_fd()])])?;
+    drop(theirs);
+    let mut wait = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+    match poll(&mut wait, PollTimeout::from(PATIENCE)) {
+        Ok(0) => Err(Errno::ETIMEDOUT),
+        Ok(_) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_found_by_its_whole_name() {
+        let environment = b"XNOTIFY_SOCKET=a\0NOTIFY_SOCKET=/run/systemd/notify\0B=c\0";
+        assert_eq!(find_variable(environment, b"NOTIFY_SOCKET"), Some(&b"/run/systemd/notify"[..]));
+        assert_eq!(find_variable(environment, b"NOTIFY"), None);
+    }
+}
