@@ -26,6 +26,7 @@ pub mod restart;
 pub mod runner;
 pub mod seccomp;
 pub mod seize;
+pub mod shared;
 pub mod task;
 pub mod thread;
 pub mod vdso;

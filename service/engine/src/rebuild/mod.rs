@@ -7,12 +7,14 @@
 //! ```
 //! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
+pub mod content;
 mod credentials;
 mod driver;
 mod ephemeral;
 mod failure;
 mod grow;
 mod member;
+pub mod memory;
 mod notify;
 mod opened;
 mod places;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use ckpt_image::Container;
 use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
+use ckpt_sys::AddrRange;
 use ckpt_sys::maps::{MapName, Mapping, read_smaps};
 use ckpt_sys::pagemap::{Found, Pagemap, Wanted};
 use ckpt_sys::{gather::gather, layout::layout};
@@ -20,7 +21,8 @@ const MCL_ONFAULT: u32 = 4;
 
 impl Capture {
     /// Takes down one address space of a stopped process. `brk`: what brk(0) answers inside it. What cannot be captured is
-    /// added to [`Capture::problems`] and is not in the record.
+    /// added to [`Capture::problems`] and is not in the record. `ours`: memory in it that is the program's that captures, not the
+    /// member's (the slots of its runner); left out.
     ///
     /// Errors: the kernel's.
     pub fn space(
@@ -28,6 +30,7 @@ impl Capture {
         member: &Member<'_>,
         id: SpaceId,
         brk: u64,
+        ours: Option<AddrRange>,
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<SpaceRecord, MemoryError> {
@@ -35,7 +38,7 @@ impl Capture {
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
         let mut pagemap = Pagemap::open(tid)?;
-        let smaps = read_smaps(tid)?;
+        let smaps = without(read_smaps(tid)?, ours);
         let mut mappings = Vec::with_capacity(smaps.len());
         for mapping in &smaps {
             let Some(mut record) = self.mapping(member, mapping, files, objects)? else { continue };
@@ -130,6 +133,25 @@ impl Capture {
     }
 }
 
+/// The mappings without a range; the kernel may have joined it to its neighbours.
+fn without(mappings: Vec<Mapping>, ours: Option<AddrRange>) -> Vec<Mapping> {
+    let Some(ours) = ours else { return mappings };
+    let part = |mapping: &Mapping, start, end| {
+        let range = AddrRange { start, end };
+        (start < end).then(|| Mapping { range, ..mapping.clone() })
+    };
+    mappings
+        .into_iter()
+        .flat_map(|mapping| {
+            let AddrRange { start, end } = mapping.range;
+            if end <= ours.start || ours.end <= start {
+                return vec![mapping];
+            }
+            [part(&mapping, start, ours.start), part(&mapping, ours.end, end)].into_iter().flatten().collect()
+        })
+        .collect()
+}
+
 /// The preload library's table without the zero bytes at its end.
 fn gate_content(member: &Member<'_>, mapping: &Mapping) -> Result<Vec<u8>, MemoryError> {
     let mut content = vec![0; (mapping.range.len() as usize).min(ckpt_wire::SIZE)];
@@ -182,4 +204,24 @@ fn read(path: &str) -> Result<Vec<u8>, MemoryError> {
 
 fn read_error(path: &std::path::Path, source: nix::errno::Errno) -> MemoryError {
     MemoryError::Proc { path: path.display().to_string(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ckpt_sys::VirtAddr;
+
+    #[test]
+    fn what_is_ours_is_cut_out_of_what_the_kernel_joined() {
+        let text = b"10000-20000 rw-p 00000000 00:00 0 \n30000-40000 rw-p 00000000 00:00 0 \n";
+        let left = |start, end| {
+            let ours = AddrRange { start: VirtAddr(start), end: VirtAddr(end) };
+            let rest = without(ckpt_sys::maps::parse(text).unwrap(), Some(ours));
+            rest.iter().map(|m| (m.range.start.0, m.range.end.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(0x12000, 0x14000), [(0x10000, 0x12000), (0x14000, 0x20000), (0x30000, 0x40000)]);
+        assert_eq!(left(0x10000, 0x20000), [(0x30000, 0x40000)]);
+        assert_eq!(left(0x3f000, 0x40000), [(0x10000, 0x20000), (0x30000, 0x3f000)]);
+        assert_eq!(left(0x50000, 0x60000), [(0x10000, 0x20000), (0x30000, 0x40000)]);
+    }
 }

@@ -1,0 +1,246 @@
+//! An address space out of its record: the system calls to be made inside the member, in order, as plain data.
+//!
+//! ```text
+//!  munmap    all but the runner and the kernel's pages (vvar, vDSO)
+//!  mremap    vvar and vDSO to their old places
+//!  shmat     System V segments, cut to what was still attached
+//!  mmap      every mapping, writable if it has pages to fill
+//!  preadv    pages from the file `pages`, as many places as fit into one call
+//!  mprotect  what was writable only for that; then advice, names, guards, locks
+//!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable
+//!  mseal     at last
+//! ```
+//! [`script`] is a pure function of the record and the page index; [`Script::run`] drives it through a [`Member`](super::Member).
+
+mod fill;
+mod ground;
+mod maps;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use ckpt_image::PageReader;
+use ckpt_image::records::{FileId, LayoutRecord, ObjectId, ObjectRecord, SpaceRecord};
+use ckpt_sys::{AddrRange, VirtAddr};
+use nix::libc;
+
+use super::Failure;
+pub use ground::{Ground, Special};
+
+const PAGE: u64 = ckpt_image::PAGE_SIZE;
+
+/// A system call to be made inside a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Its number.
+    pub nr: i64,
+    /// Its arguments.
+    pub args: [Arg; 6],
+    /// What it must answer.
+    pub must: Expect,
+}
+
+/// An argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arg {
+    /// A number or an address in the member.
+    Value(u64),
+    /// The address at which this blob of [`Script::blobs`] lies in the member.
+    Data(usize),
+    /// A descriptor of the member.
+    Fd(FdRef),
+}
+
+/// A descriptor that the member has, by what it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FdRef {
+    /// The file `pages` of the image, open for reading.
+    Pages,
+    /// /dev/zero, open for reading.
+    Zero,
+    /// A file, open for reading, or for reading and writing.
+    File {
+        /// The file.
+        file: FileId,
+        /// O_RDWR, else O_RDONLY.
+        write: bool,
+    },
+    /// A shared memory object, O_RDWR.
+    Object(ObjectId),
+    /// The table of the preload library that lay at this address of this space, O_RDWR.
+    Gate {
+        /// Index of the space.
+        space: u32,
+        /// Address of the mapping.
+        start: u64,
+    },
+}
+
+/// What a call must answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything but an error.
+    Success,
+    /// This.
+    Value(u64),
+    /// It may fail: advice that this kernel does not know.
+    Any,
+}
+
+/// Bytes that a call's argument points to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Blob {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Descriptors to be written into it: byte offset, u32.
+    pub fds: Vec<(usize, FdRef)>,
+    /// Addresses of other blobs (of a smaller index) to be written into it: byte offset, u64.
+    pub blobs: Vec<(usize, usize)>,
+}
+
+/// The calls that make an address space.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Script {
+    /// The calls, in order.
+    pub calls: Vec<Call>,
+    /// What they point to.
+    pub blobs: Vec<Blob>,
+}
+
+/// The calls that make an address space out of what `ground` says is there.
+///
+/// Errors: Corrupt where the record contradicts itself, IncompatibleKernel where the kernel's pages have another size,
+/// NotRestorable where the runner lies where a mapping must be.
+pub fn script(
+    space: &SpaceRecord,
+    objects: &[ObjectRecord],
+    pages: &PageReader,
+    ground: &Ground,
+) -> Result<Script, Failure> {
+    check(space, ground)?;
+    let mut script = Script::default();
+    if space.thp_disabled {
+        script.must(libc::SYS_prctl, [v(libc::PR_SET_THP_DISABLE as u64), v(1), v(0), v(0), v(0), v(0)]);
+    }
+    ground.clear(&mut script);
+    ground.place(space, &mut script)?;
+    maps::attach_segments(space, objects, &mut script)?;
+    let filled: Vec<Vec<ckpt_image::Run>> =
+        space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();
+    for (mapping, runs) in space.mappings.iter().zip(&filled) {
+        maps::map(space, mapping, !runs.is_empty(), objects, &mut script);
+    }
+    fill::fill(&space.mappings, &filled, &mut script);
+    for (mapping, runs) in space.mappings.iter().zip(&filled) {
+        maps::finish(mapping, !runs.is_empty(), &mut script);
+    }
+    set_mm_map(space, &mut script);
+    if space.mlock_future != 0 {
+        script.must(libc::SYS_mlockall, [v(u64::from(space.mlock_future)), v(0), v(0), v(0), v(0), v(0)]);
+    }
+    maps::seal(&space.mappings, &mut script);
+    Ok(script)
+}
+
+/// What must hold before addresses are used.
+fn check(space: &SpaceRecord, ground: &Ground) -> Result<(), Failure> {
+    let mut end = 0;
+    for mapping in &space.mappings {
+        let object = || format!("mapping {:x}-{:x}", mapping.start, mapping.end);
+        let aligned = (mapping.start | mapping.end).is_multiple_of(PAGE);
+        if !aligned || mapping.start >= mapping.end || mapping.start < end || mapping.end > ground::TASK_SIZE
+        {
+            return Err(Failure::corrupt("its addresses are not right").of_object(object()));
+        }
+        end = mapping.end;
+        let range = AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) };
+        if ground::overlap(range, ground.runner) {
+            let text = "the restore needs the same addresses for itself";
+            return Err(Failure::not_restorable(text).of_object(object()));
+        }
+        for (from, to) in &mapping.guards {
+            if *from < mapping.start || *to > mapping.end || from >= to {
+                return Err(Failure::corrupt("its guards lie outside").of_object(object()));
+            }
+        }
+    }
+    if space.auxv.len() > 512 || !space.auxv.len().is_multiple_of(16) {
+        return Err(Failure::corrupt("the auxiliary vector has a wrong size"));
+    }
+    Ok(())
+}
+
+/// struct prctl_mm_map: eleven addresses, then auxv (pointer), auxv_size (u32), exe_fd (u32).
+fn set_mm_map(space: &SpaceRecord, script: &mut Script) {
+    let LayoutRecord {
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+    } = space.layout;
+    let auxv = script.blob(Blob { bytes: space.auxv.clone(), ..Blob::default() });
+    let mut bytes = Vec::with_capacity(104);
+    for word in [
+        start_code,
+        end_code,
+        start_data,
+        end_data,
+        start_brk,
+        brk,
+        start_stack,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+        0,
+    ] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend((space.auxv.len() as u32).to_le_bytes());
+    bytes.extend([0; 4]);
+    let exe = FdRef::File { file: space.exe, write: false };
+    let map = script.blob(Blob { bytes, fds: vec![(100, exe)], blobs: vec![(88, auxv)] });
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_MAP: u64 = 14;
+    script.must(libc::SYS_prctl, [v(PR_SET_MM), v(PR_SET_MM_MAP), Arg::Data(map), v(104), v(0), v(0)]);
+}
+
+/// Shorthand for a plain argument.
+fn v(value: u64) -> Arg {
+    Arg::Value(value)
+}
+
+impl Script {
+    /// The descriptors that it needs, each once.
+    pub fn descriptors(&self) -> std::collections::BTreeSet<FdRef> {
+        let arguments = self.calls.iter().flat_map(|call| &call.args).filter_map(|arg| match arg {
+            Arg::Fd(fd) => Some(*fd),
+            _ => None,
+        });
+        arguments.chain(self.blobs.iter().flat_map(|blob| blob.fds.iter().map(|(_, fd)| *fd))).collect()
+    }
+
+    fn blob(&mut self, blob: Blob) -> usize {
+        self.blobs.push(blob);
+        self.blobs.len() - 1
+    }
+
+    fn must(&mut self, nr: i64, args: [Arg; 6]) {
+        self.calls.push(Call { nr, args, must: Expect::Success });
+    }
+
+    fn exactly(&mut self, nr: i64, args: [Arg; 6], value: u64) {
+        self.calls.push(Call { nr, args, must: Expect::Value(value) });
+    }
+
+    fn may(&mut self, nr: i64, args: [Arg; 6]) {
+        self.calls.push(Call { nr, args, must: Expect::Any });
+    }
+}

@@ -1,0 +1,182 @@
+//! Shared memory made here for members: anonymous, and System V segments with the ids they had (shmget(2), shmop(2), shmctl(2)).
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+
+use crate::error::{Error, Result, Subject};
+
+/// The id that the next segment of the caller's IPC namespace gets (CONFIG_CHECKPOINT_RESTORE).
+const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
+
+fn fail(op: &'static str) -> Error {
+    Error::Kernel { op, subject: Subject::Here, source: Errno::last() }
+}
+
+/// Opens what is mapped at `[start, start + len)` of this process, for reading and writing, through /proc/self/map_files.
+/// EPERM without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+fn open_mapped(start: *mut libc::c_void, len: usize) -> Result<File> {
+    let start = start as usize;
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(&path)
+        .map_err(|e| Error::io("open", path, &e))
+}
+
+/// Shared anonymous memory of `len` bytes (a multiple of 4,096) with a descriptor: members that map it have what
+/// mmap(MAP_SHARED | MAP_ANONYMOUS) makes. It lives as long as a descriptor or a mapping of it.
+pub fn anonymous(len: u64) -> Result<File> {
+    let len = len as usize;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address that the kernel chooses touches nothing of ours.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, kind, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(fail("mmap of shared memory"));
+    }
+    let file = open_mapped(start, len);
+    // SAFETY: the mapping just made, to which nothing refers.
+    unsafe { libc::munmap(start, len) };
+    file
+}
+
+/// A System V segment as it is to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Its id.
+    pub shmid: i32,
+    /// Its key, 0 for IPC_PRIVATE.
+    pub key: i32,
+    /// Bytes.
+    pub size: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Owning group.
+    pub gid: u32,
+}
+
+impl Segment {
+    /// Makes it in the caller's IPC namespace, zero, and opens it. A segment in its place (same id or key) that nobody is attached to is
+    /// taken for a leftover of the group and removed.
+    ///
+    /// Errors: EEXIST where somebody is attached to one in its place, ENOENT where the kernel does not let the id be chosen.
+    pub fn make(&self) -> Result<File> {
+        self.remove_leftover(self.shmid)?;
+        if self.key != libc::IPC_PRIVATE {
+            // SAFETY: no pointers.
+            let id = unsafe { libc::shmget(self.key, 0, 0) };
+            if id >= 0 {
+                self.remove_leftover(id)?;
+            }
+        }
+        std::fs::write(NEXT_ID, self.shmid.to_string()).map_err(|e| Error::io("write", NEXT_ID, &e))?;
+        let flags = libc::IPC_CREAT | libc::IPC_EXCL | (self.mode & 0o777) as i32;
+        // SAFETY: no pointers.
+        let id = unsafe { libc::shmget(self.key, self.size as usize, flags) };
+        if id < 0 {
+            return Err(fail("shmget"));
+        }
+        let file = if id == self.shmid { self.open() } else { Err(exists()) };
+        if file.is_err() {
+            remove(id);
+        }
+        file
+    }
+
+    /// Gives it its owner and opens it.
+    fn open(&self) -> Result<File> {
+        // SAFETY: shmid_ds is plain numbers, for which zero is a value.
+        let mut ds: libc::shmid_ds = unsafe { std::mem::zeroed() };
+        // SAFETY: ds outlives the call.
+        if unsafe { libc::shmctl(self.shmid, libc::IPC_STAT, &raw mut ds) } != 0 {
+            return Err(fail("shmctl IPC_STAT"));
+        }
+        (ds.shm_perm.uid, ds.shm_perm.gid) = (self.uid, self.gid);
+        ds.shm_perm.mode = (self.mode & 0o777) as _;
+        // SAFETY: ds outlives the call, which only reads it.
+        if unsafe { libc::shmctl(self.shmid, libc::IPC_SET, &raw mut ds) } != 0 {
+            return Err(fail("shmctl IPC_SET"));
+        }
+        // SAFETY: attaches at an address that the kernel chooses.
+        let start = unsafe { libc::shmat(self.shmid, std::ptr::null(), 0) };
+        if start as isize == -1 {
+            return Err(fail("shmat"));
+        }
+        let file = open_mapped(start, (self.size as usize).next_multiple_of(4096));
+        // SAFETY: attached above; nothing refers to it.
+        unsafe { libc::shmdt(start) };
+        file
+    }
+
+    fn remove_leftover(&self, id: i32) -> Result<()> {
+        // SAFETY: as in open.
+        let mut ds: libc::shmid_ds = unsafe { std::mem::zeroed() };
+        // SAFETY: ds outlives the call.
+        if unsafe { libc::shmctl(id, libc::IPC_STAT, &raw mut ds) } != 0 {
+            return Ok(()); // there is none
+        }
+        if ds.shm_nattch != 0 || ds.shm_perm.uid != self.uid {
+            return Err(exists());
+        }
+        remove(id);
+        Ok(())
+    }
+
+    /// Marks it for removal: it is gone when the last process detaches. For those that had SHM_DEST; when the members are attached.
+    pub fn mark_removed(&self) {
+        remove(self.shmid);
+    }
+}
+
+fn exists() -> Error {
+    Error::Kernel {
+        op: "make a System V segment with its old id",
+        subject: Subject::Here,
+        source: Errno::EEXIST,
+    }
+}
+
+fn remove(id: i32) {
+    // SAFETY: IPC_RMID takes no buffer.
+    unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn anonymous_shared_memory_has_a_descriptor() {
+        let file = anonymous(8192).unwrap();
+        file.write_all_at(b"there", 5000).unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
+        assert_eq!(link.unwrap().to_str(), Some("/dev/zero (deleted)"));
+        assert_eq!(file.metadata().unwrap().len(), 8192);
+    }
+
+    #[test]
+    fn a_segment_is_made_with_its_id() {
+        // In an IPC namespace of our own: ids of the host are not ours to take.
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWIPC).unwrap();
+            let segment = Segment { shmid: 77, key: 0x1234, size: 5000, mode: 0o1640, uid: 5, gid: 6 };
+            let file = segment.make().unwrap();
+            file.write_all_at(b"x", 4999).unwrap();
+            let text = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+            let line: Vec<&str> = text.lines().nth(1).unwrap().split_ascii_whitespace().collect();
+            assert_eq!((line[0], line[1], line[2], line[3], line[7]), ("4660", "77", "640", "5000", "5"));
+            // Left by a dead group: replaced.
+            segment.make().unwrap();
+            segment.mark_removed();
+        })
+        .join()
+        .unwrap();
+    }
+}
