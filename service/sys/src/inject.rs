@@ -37,6 +37,21 @@ const OTHER: u64 = 4096;
 /// What the first bytes of the area are.
 const AREA_MAGIC: &[u8; 16] = b"ckpt-slots\0\0\0\0\0\x01";
 
+/// Whether these pages of a process are the runner's slots: ours, to be left out of an image.
+#[must_use]
+pub fn is_area(pid: Pid, range: AddrRange) -> bool {
+    let mut head = [0; 24];
+    remote::read(pid, range.start, &mut head).is_ok() && head == area_head(range.len())
+}
+
+/// The first bytes of an area: what it is, and its length, so that a neighbour that merged with it is not taken for it.
+fn area_head(len: u64) -> [u8; 24] {
+    let mut head = [0; 24];
+    head[..16].copy_from_slice(AREA_MAGIC);
+    head[16..].copy_from_slice(&len.to_le_bytes());
+    head
+}
+
 /// A stopped thread of a live member.
 #[derive(Debug)]
 struct Held {
@@ -234,10 +249,8 @@ impl Live {
 
     /// Whether the area that the header tells of is there and ours.
     fn is_area(&self, header: &Header) -> bool {
-        let mut magic = [0; 16];
-        header.area.1 == area_len(header.threads)
-            && remote::read(self.pid, VirtAddr(header.area.0), &mut magic).is_ok()
-            && magic == *AREA_MAGIC
+        let len = area_len(header.threads);
+        header.area.1 == len && is_area(self.pid, AddrRange::new(VirtAddr(header.area.0), len))
     }
 
     /// Maps pages for the slots by one call from the first thread.
@@ -275,7 +288,7 @@ impl Live {
     /// Marks the area as ours, and keeps it out of core files, forks and its neighbours.
     fn mark_area(&mut self, deadline: Deadline) -> Result<()> {
         let Some(area) = self.area() else { return Ok(()) };
-        remote::write(self.pid, area.start, AREA_MAGIC)?;
+        remote::write(self.pid, area.start, &area_head(area.len()))?;
         let mut batch = self.batch(0)?;
         for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
             let args = [area.start.0, area.len(), advice as u64, 0, 0, 0];

@@ -229,10 +229,14 @@ fn inject(cgroup: &Cgroup) -> Result<usize, ckpt_sys::Error> {
 fn tracer() {
     let Ok(name) = std::env::var("CKPT_TEST_CGROUP") else { return };
     let cgroup = Cgroup::open(&name).unwrap();
+    let pause = std::env::var("CKPT_TEST_PAUSE").ok().and_then(|us| us.parse().ok()).unwrap_or(0);
     println!("READY");
     loop {
+        std::thread::sleep(Duration::from_micros(pause));
         match inject(&cgroup) {
-            Ok(_) => {}
+            Ok(threads) => println!("INJECTED into {threads} threads"),
+            // Members that come and go meanwhile are no failure.
+            Err(ckpt_sys::Error::Gone(_)) => println!("GONE"),
             Err(e) => println!("TRACER {e}: {:?}", std::error::Error::source(&e)),
         }
     }

@@ -7,7 +7,7 @@ use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, Spa
 use ckpt_sys::AddrRange;
 use ckpt_sys::maps::{MapName, Mapping, read_smaps};
 use ckpt_sys::pagemap::{Found, Pagemap, Wanted};
-use ckpt_sys::{gather::gather, layout::layout};
+use ckpt_sys::{gather::gather, inject, layout::layout};
 use nix::unistd::Pid;
 
 use super::classify::record_flags;
@@ -41,6 +41,9 @@ impl Capture {
         let smaps = without(read_smaps(tid)?, ours);
         let mut mappings = Vec::with_capacity(smaps.len());
         for mapping in &smaps {
+            if is_runner(tid, mapping) {
+                continue;
+            }
             let Some(mut record) = self.mapping(member, mapping, files, objects)? else { continue };
             if !mapping.shared && !matches!(record.kind, MappingKind::Vdso | MappingKind::Vvar) {
                 self.own_pages(id, source, mapping, &mut record, &mut pagemap)?;
@@ -150,6 +153,12 @@ fn without(mappings: Vec<Mapping>, ours: Option<AddrRange>) -> Vec<Mapping> {
             [part(&mapping, start, ours.start), part(&mapping, ours.end, end)].into_iter().flatten().collect()
         })
         .collect()
+}
+
+/// The pages that injected calls run on: ours, made anew by the next checkpoint that needs them.
+fn is_runner(tid: Pid, mapping: &Mapping) -> bool {
+    let flags = mapping.details.map(|details| details.flags);
+    flags.is_some_and(|flags| flags.has(b"dd") && flags.has(b"dc")) && inject::is_area(tid, mapping.range)
 }
 
 /// The preload library's table without the zero bytes at its end.
