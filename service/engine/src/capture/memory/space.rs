@@ -30,7 +30,7 @@ impl Capture {
         member: &Member<'_>,
         id: SpaceId,
         brk: u64,
-        ours: Option<AddrRange>,
+        ours: &[AddrRange],
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<SpaceRecord, MemoryError> {
@@ -38,7 +38,7 @@ impl Capture {
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
         let mut pagemap = Pagemap::open(tid)?;
-        let smaps = without(read_smaps(tid)?, ours);
+        let smaps = ours.iter().fold(read_smaps(tid)?, |mappings, ours| without(mappings, *ours));
         let mut mappings = Vec::with_capacity(smaps.len());
         for mapping in &smaps {
             if is_runner(tid, mapping) {
@@ -137,8 +137,7 @@ impl Capture {
 }
 
 /// The mappings without a range; the kernel may have joined it to its neighbours.
-fn without(mappings: Vec<Mapping>, ours: Option<AddrRange>) -> Vec<Mapping> {
-    let Some(ours) = ours else { return mappings };
+fn without(mappings: Vec<Mapping>, ours: AddrRange) -> Vec<Mapping> {
     let part = |mapping: &Mapping, start, end| {
         let range = AddrRange { start, end };
         (start < end).then(|| Mapping { range, ..mapping.clone() })
@@ -225,7 +224,7 @@ mod tests {
         let text = b"10000-20000 rw-p 00000000 00:00 0 \n30000-40000 rw-p 00000000 00:00 0 \n";
         let left = |start, end| {
             let ours = AddrRange { start: VirtAddr(start), end: VirtAddr(end) };
-            let rest = without(ckpt_sys::maps::parse(text).unwrap(), Some(ours));
+            let rest = without(ckpt_sys::maps::parse(text).unwrap(), ours);
             rest.iter().map(|m| (m.range.start.0, m.range.end.0)).collect::<Vec<_>>()
         };
         assert_eq!(left(0x12000, 0x14000), [(0x10000, 0x12000), (0x14000, 0x20000), (0x30000, 0x40000)]);
