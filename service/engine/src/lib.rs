@@ -10,10 +10,14 @@
 pub mod api;
 pub mod barrier;
 pub mod capture;
+pub mod check;
 pub mod config;
 pub mod error;
 pub mod frozen;
+pub mod kinds;
 pub mod local;
+pub mod machine;
+pub mod members;
 pub mod rebuild;
 pub mod storage;
 pub mod store;

@@ -27,7 +27,8 @@ pub struct UnixSocket {
     pub node: Option<(u32, u32)>,
     /// Inode of the other end.
     pub peer: Option<u32>,
-    /// Listening: inodes of the sockets that wait to be accepted; 0 for one whose connecting end is closed.
+    /// Listening: inodes of the connecting ends that wait to be accepted; 0 for one that is closed. Their `peer` is 0, as it is for an end whose
+    /// peer is closed.
     pub waiting: Vec<u32>,
     /// Listening: connections waiting and backlog. Else: bytes received, bytes sent and not read.
     pub queue: (u32, u32),

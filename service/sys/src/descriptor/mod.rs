@@ -66,9 +66,9 @@ pub fn compare(a: Place, b: Place) -> Result<Ordering> {
     kcmp(a.pid, b.pid, KCMP_FILE, a.fd as usize, b.fd as usize)
 }
 
-/// Whether two processes share one descriptor table (CLONE_FILES). Errors: ESRCH, EPERM.
-pub fn same_table(a: i32, b: i32) -> Result<bool> {
-    Ok(kcmp(a, b, KCMP_FILES, 0, 0)?.is_eq())
+/// The order of the descriptor tables of two processes, `Equal` if they share one (CLONE_FILES). Errors: ESRCH, EPERM.
+pub fn compare_tables(a: i32, b: i32) -> Result<Ordering> {
+    kcmp(a, b, KCMP_FILES, 0, 0)
 }
 
 #[repr(C)]

@@ -194,6 +194,21 @@ fn queue(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Result<usize> {
     Ok(bytes.max(0) as usize)
 }
 
+/// The network namespace a socket is in (SIOCGSKNS, Linux 4.10). Errors: EPERM without CAP_NET_ADMIN there.
+pub fn net_namespace(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: the ioctl takes no argument.
+    owned(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS) }.into())
+}
+
+/// SO_PEERCRED of a unix socket: pid, uid, gid; `None` where there is none yet.
+pub fn credentials(fd: BorrowedFd<'_>) -> Result<Option<(i32, u32, u32)>> {
+    let bytes = option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12)?;
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_ne_bytes);
+    let (Some(pid), Some(uid), Some(gid)) = (word(0), word(4), word(8)) else { return Err(Errno::EINVAL) };
+    Ok((uid != u32::MAX).then_some((pid as i32, uid, gid)))
+}
+
 /// Bytes to read (FIONREAD); of a datagram socket those of the first datagram.
 pub fn readable(fd: BorrowedFd<'_>) -> Result<usize> {
     queue(fd, libc::FIONREAD)

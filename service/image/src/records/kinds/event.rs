@@ -20,7 +20,7 @@ pub struct EpollRecord {
 }
 
 /// One registration of an epoll instance. The kernel keys it by description *and* descriptor number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EpollItem {
     /// The number the descriptor had when it was added.
     pub fd: i32,

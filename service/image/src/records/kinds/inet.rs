@@ -62,8 +62,6 @@ pub struct TcpRecord {
     pub unsent: Vec<u8>,
     /// This end will send no more (FIN sent or to be sent after `unsent`).
     pub write_closed: bool,
-    /// This end reads no more (shutdown(2), SHUT_RD).
-    pub read_closed: bool,
     /// Largest segment.
     pub mss: u32,
     /// TCPI_OPT_* in use.

@@ -17,6 +17,8 @@ pub struct UnixRecord {
     pub shutdown: u8,
     /// What it has received and not read, oldest first.
     pub queue: Vec<UnixMessage>,
+    /// SO_PEERCRED: pid, uid and gid of the other end, of a listening socket its own.
+    pub credentials: Option<(Pid, u32, u32)>,
     /// Options.
     pub options: Vec<SocketOption>,
 }

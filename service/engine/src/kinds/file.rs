@@ -1,0 +1,180 @@
+//! Files by their path: regular files, directories, devices that hold no state, anything opened with O_PATH.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, FileSource, Pid};
+use ckpt_sys::descriptor::{fdinfo::LockKind, make};
+use nix::libc;
+use nix::unistd::Whence;
+
+use super::collect::{Depth, DescriptorCapture, Found};
+use super::rebuild::Rebuild;
+use super::{Error, Refusal};
+use crate::capture::files::Seen;
+
+/// Character devices whose descriptions hold no state: major, minor.
+const STATELESS_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)]; // null zero full random urandom
+const KMSG: (u64, u64) = (1, 11);
+
+pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
+    let (path, deleted) = path_of(&found.link);
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    if let Some(kind) = proc_file(cx, path, deleted)? {
+        return Ok(kind);
+    }
+    let path_only = found.info.flags & libc::O_PATH as u32 != 0;
+    if !path_only {
+        refuse_type(found)?;
+    }
+    let file = record(cx, found, path, deleted)?;
+    if !path_only {
+        warn_unpaired(cx, found, file);
+    }
+    let mut flock = None;
+    let mut ofd_locks = Vec::new();
+    for line in &found.info.locks {
+        let kind = if line.write { libc::F_WRLCK } else { libc::F_RDLCK };
+        match line.kind {
+            LockKind::Flock => flock = Some(kind),
+            LockKind::Ofd => {
+                let len = line.end.map_or(0, |end| end + 1 - line.start);
+                ofd_locks.push(FileLock { description: found.id, kind, start: line.start, len });
+            }
+            LockKind::Lease => cx.warn(
+                found,
+                Refusal::new("file-lease", "its lease (F_SETLEASE) will not be restored", "release it"),
+            ),
+            LockKind::Posix => {}
+        }
+    }
+    Ok(DescriptionKind::File { file, flock, ofd_locks })
+}
+
+/// The link's path and whether it says ` (deleted)`.
+pub(super) fn path_of(link: &[u8]) -> (&[u8], bool) {
+    match link.strip_suffix(b" (deleted)") {
+        Some(path) => (path, true),
+        None => (link, false),
+    }
+}
+
+/// The record of the file under a description, with its content kept where that goes into the image.
+pub(super) fn record(
+    cx: &mut DescriptorCapture<'_>,
+    found: &Found,
+    path: &Path,
+    deleted: bool,
+) -> Result<FileId, Refusal> {
+    if deleted && found.stat.st_nlink > 0 && found.stat.st_mode & libc::S_IFMT == libc::S_IFREG {
+        cx.warn(
+            found,
+            Refusal::new(
+                "hard-link",
+                "it has another name that is not known: at a restore it is a file of its own",
+                "do not remove names of files that are open under another",
+            ),
+        );
+    }
+    let seen = Seen { unit: found.unit, path, stat: &found.stat, deleted, immutable: false };
+    let file = cx.files.record(&seen);
+    let regular = found.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    if regular && cx.depth == Depth::Contents && cx.files.needs_content(file) {
+        if found.info.flags & libc::O_PATH as u32 != 0 {
+            return Err(Refusal::new(
+                "unlinked-path",
+                "its file has no name any more and it was opened with O_PATH",
+                "close it",
+            ));
+        }
+        cx.files.keep_content(file, found.fd()).map_err(Refusal::call("open(/proc/self/fd)"))?;
+    }
+    Ok(file)
+}
+
+/// /proc/PID/… of a member is there only when the member is; of a process that has ended it is nothing.
+fn proc_file(
+    cx: &DescriptorCapture<'_>,
+    path: &Path,
+    deleted: bool,
+) -> Result<Option<DescriptionKind>, Refusal> {
+    let Ok(rest) = path.strip_prefix("/proc") else { return Ok(None) };
+    let first = rest.components().next().and_then(|c| c.as_os_str().to_str());
+    let Some(pid) = first.and_then(|name| name.parse::<i32>().ok()) else { return Ok(None) };
+    if cx.is_member(pid) && !deleted {
+        return Ok(Some(DescriptionKind::ProcFile { pid: Pid(pid), path: path.to_owned() }));
+    }
+    let text = format!("it tells of process {pid}, which is not of the group");
+    Err(Refusal::new("proc-file", text, "close it"))
+}
+
+fn refuse_type(found: &Found) -> Result<(), Refusal> {
+    let rdev = (libc::major(found.stat.st_rdev).into(), libc::minor(found.stat.st_rdev).into());
+    match found.stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG | libc::S_IFDIR => Ok(()),
+        libc::S_IFCHR if STATELESS_DEVICES.contains(&rdev) => Ok(()),
+        libc::S_IFCHR if rdev == KMSG && found.flags() as i32 & libc::O_ACCMODE == libc::O_WRONLY => Ok(()),
+        libc::S_IFCHR if matches!(rdev.0, 4 | 5 | 136..=143) => Err(Refusal::new(
+            "terminal",
+            "a terminal cannot be captured",
+            "run the service without one (StandardInput=null)",
+        )),
+        libc::S_IFCHR => Err(Refusal::new(
+            "device",
+            format!("the state of device {}:{} is not known", rdev.0, rdev.1),
+            "close it before the checkpoint",
+        )),
+        libc::S_IFBLK => Err(Refusal::new(
+            "block-device",
+            "what is on a block device is not of the checkpoint",
+            "use a file in a subvolume of the group",
+        )),
+        other => Err(Refusal::new("file-type", format!("file type {other:o} is not known"), "close it")),
+    }
+}
+
+fn warn_unpaired(cx: &mut DescriptorCapture<'_>, found: &Found, file: FileId) {
+    let record = cx.files.get(file);
+    let writes = found.flags() as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+    let real = !["/proc", "/sys", "/dev"].iter().any(|root| record.path.starts_with(root));
+    let regular = record.mode & libc::S_IFMT == libc::S_IFREG;
+    if writes && real && regular && matches!(record.source, FileSource::Path { .. }) {
+        cx.warn(
+            found,
+            Refusal::new(
+                "unpaired-file",
+                "it is open for writing and in no subvolume of the group: its content stays as it is at the restore",
+                "move it into a subvolume of the group",
+            ),
+        );
+    }
+}
+
+pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord, file: FileId) -> Result<(), Error> {
+    let flags = record.flags as i32;
+    let fd = cx.open_file(file, flags)?;
+    if record.offset != 0 && flags & libc::O_PATH == 0 {
+        nix::unistd::lseek(&fd, record.offset as i64, Whence::SeekSet)
+            .map_err(Error::call("lseek", cx.describe(record)))?;
+    }
+    cx.put(record.id, fd)
+}
+
+/// flock(2) and OFD locks belong to the description, so any process can set them.
+pub(super) fn finish(
+    cx: &Rebuild<'_>,
+    record: &DescriptionRecord,
+    flock: Option<i32>,
+    ofd_locks: &[FileLock],
+) -> Result<(), Error> {
+    let fd = cx.get(record.id)?;
+    if let Some(kind) = flock {
+        let operation = if kind == libc::F_WRLCK { libc::LOCK_EX } else { libc::LOCK_SH };
+        make::flock(fd, operation).map_err(Error::call("flock", cx.describe(record)))?;
+    }
+    for lock in ofd_locks {
+        make::ofd_lock(fd, lock.kind, lock.start, lock.len)
+            .map_err(Error::call("fcntl(F_OFD_SETLK)", cx.describe(record)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! TCP and UDP sockets, v4 and v6. Connections inside the group are in [`tcp`](super::tcp).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, InetRecord, InetState};
+use ckpt_sys::descriptor::socket;
+use nix::errno::Errno;
+use nix::libc;
+
+use super::collect::{DescriptorCapture, Found};
+use super::rebuild::Rebuild;
+use super::{Error, Refusal, options, tcp};
+
+const SO_NETNS_COOKIE: i32 = 71; // Linux 5.14
+
+/// A connection as one end sees it: network namespace, local and remote address.
+type End = (u64, SocketAddr, SocketAddr);
+
+/// The ends of TCP connections met by a capture.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    met: HashMap<End, DescriptionId>,
+}
+
+pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
+    let fd = found.fd();
+    let int = |name| socket::int_option(fd, libc::SOL_SOCKET, name).map_err(Refusal::call("getsockopt"));
+    let (family, kind, protocol) = (int(libc::SO_DOMAIN)?, int(libc::SO_TYPE)?, int(libc::SO_PROTOCOL)?);
+    let supported = matches!(
+        (kind, protocol),
+        (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) | (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+    );
+    if !supported {
+        let text = format!("a socket of type {kind} with protocol {protocol} cannot be captured");
+        return Err(Refusal::new("socket-protocol", text, "stop using it before the checkpoint"));
+    }
+    let name = socket::name(fd).map_err(Refusal::call("getsockname"))?;
+    let local = parse(&name).filter(|address| address.port() != 0).map(|_| name);
+    let remote = socket::peer_name(fd).ok();
+    let options = options::read(fd, family, protocol).map_err(|e| match e {
+        Errno::EACCES => Refusal::new("socket-filter", "it has an eBPF filter", "use a classic filter"),
+        e => Refusal::call("getsockopt")(e),
+    })?;
+    let listening = int(libc::SO_ACCEPTCONN)? != 0;
+    let state = match (kind, remote) {
+        _ if listening => {
+            InetState::Listening { backlog: tcp::backlog(fd), activated: cx.is_held_by_systemd(found.ino()) }
+        }
+        (libc::SOCK_DGRAM, Some(remote)) => InetState::Connected { remote },
+        (libc::SOCK_DGRAM, None) => InetState::Idle,
+        (_, remote) if tcp::is_connection(fd) => {
+            let remote = remote.unwrap_or_default();
+            note_end(cx, found, local.as_deref(), &remote);
+            InetState::Reset { remote }
+        }
+        _ => InetState::Idle,
+    };
+    Ok(DescriptionKind::Inet(InetRecord { family, kind, protocol, local, state, options }))
+}
+
+fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>, remote: &[u8]) {
+    let cookie = socket::option(found.fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).unwrap_or_default();
+    let cookie = u64::from_ne_bytes(cookie.try_into().unwrap_or_default());
+    if let (Some(local), Some(remote)) = (local.and_then(parse), parse(remote)) {
+        cx.inet.met.insert((cookie, local, remote), found.id);
+    }
+}
+
+/// Finds the connections that have both ends in the group, and captures them.
+pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<DescriptionKind>]) {
+    let met = std::mem::take(&mut cx.inet.met);
+    for ((cookie, local, remote), id) in &met {
+        let Some(peer) = met.get(&(*cookie, *remote, *local)).filter(|peer| *peer != id) else { continue };
+        let found = cx.found(*id).clone();
+        let other = cx.found(*peer).clone();
+        let Some(Some(DescriptionKind::Inet(record))) = kinds.get_mut(id.index()) else { continue };
+        let InetState::Reset { remote } = &record.state else { continue };
+        match tcp::capture(cx.depth, found.fd(), other.fd()) {
+            Ok(tcp) => {
+                record.state = InetState::Inside { peer: *peer, remote: remote.clone(), tcp };
+            }
+            Err(e) => cx.refuse(&found, Refusal::call("TCP_REPAIR")(e)),
+        }
+    }
+}
+
+/// Reads a struct sockaddr_in or sockaddr_in6; a v4 address in v6 form is that v4 address.
+pub(super) fn parse(bytes: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?);
+    match i32::from(u16::from_ne_bytes(bytes.get(0..2)?.try_into().ok()?)) {
+        libc::AF_INET => {
+            let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(ip)), port))
+        }
+        libc::AF_INET6 => {
+            let ip: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            Some(SocketAddr::new(IpAddr::V6(Ipv6Addr::from(ip)).to_canonical(), port))
+        }
+        _ => None,
+    }
+}
+
+/// Pass 1: everything but TCP connections.
+pub(super) fn create(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    inet: &InetRecord,
+) -> Result<(), Error> {
+    match &inet.state {
+        InetState::Inside { .. } | InetState::Reset { .. } => Ok(()),
+        InetState::Listening { activated: true, .. } if take_from_stub(cx, record, inet)? => Ok(()),
+        InetState::Listening { backlog, .. } => {
+            let fd = bound(cx, record, inet)?;
+            socket::listen(fd.as_fd(), *backlog).map_err(Error::call("listen", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::Connected { remote } => {
+            let fd = bound(cx, record, inet)?;
+            socket::connect(fd.as_fd(), remote).map_err(Error::call("connect", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::Idle => {
+            let fd = bound(cx, record, inet)?;
+            finish(cx, record, inet, fd)
+        }
+    }
+}
+
+/// Pass 2: TCP connections, when the listening sockets have their ports.
+pub(super) fn connect(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    inet: &InetRecord,
+) -> Result<(), Error> {
+    match &inet.state {
+        InetState::Reset { .. } => {
+            cx.enter(record.unit)?;
+            let fd =
+                tcp::reset(inet.family).map_err(Error::call("a reset connection", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::Inside { peer, .. } if !cx.has(record.id) => {
+            let other = match cx.image.descriptions.get(peer.index()).map(|other| (other, &other.kind)) {
+                Some((other, DescriptionKind::Inet(inet))) => (other, inet),
+                _ => return Err(Error::Dangling(format!("TCP socket {peer}"))),
+            };
+            cx.enter(record.unit)?;
+            let (a, b) = tcp::pair(inet, other.1).map_err(Error::call("TCP_REPAIR", cx.describe(record)))?;
+            finish(cx, record, inet, a)?;
+            finish(cx, other.0, other.1, b)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A new socket at its address. SO_REUSEADDR while it is bound, since connections of its former life may linger.
+fn bound(cx: &mut Rebuild<'_>, record: &DescriptionRecord, inet: &InetRecord) -> Result<OwnedFd, Error> {
+    cx.enter(record.unit)?;
+    let failed = |op| Error::call(op, cx.describe(record));
+    let fd = socket::socket(inet.family, inet.kind, inet.protocol).map_err(failed("socket"))?;
+    set_options(cx, record, inet, fd.as_fd())?;
+    if let Some(local) = &inet.local {
+        if inet.kind == libc::SOCK_STREAM {
+            socket::set_int_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
+                .map_err(failed("setsockopt(SO_REUSEADDR)"))?;
+        }
+        let address = parse(local).map_or_else(String::new, |address| format!(" at {address}"));
+        socket::bind(fd.as_fd(), local)
+            .map_err(Error::call("bind", format!("{}{address}", cx.describe(record))))?;
+    }
+    Ok(fd)
+}
+
+fn set_options(
+    cx: &Rebuild<'_>,
+    record: &DescriptionRecord,
+    inet: &InetRecord,
+    fd: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    options::apply(fd, &inet.options).map_err(|(option, e)| {
+        let object = format!("{}, option {}:{}", cx.describe(record), option.level, option.name);
+        Error::call("setsockopt", object)(e)
+    })
+}
+
+fn finish(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    inet: &InetRecord,
+    fd: OwnedFd,
+) -> Result<(), Error> {
+    set_options(cx, record, inet, fd.as_fd())?;
+    options::apply_filter(fd.as_fd(), &inet.options)
+        .map_err(Error::call("setsockopt(SO_ATTACH_FILTER)", cx.describe(record)))?;
+    cx.put(record.id, fd)
+}
+
+fn take_from_stub(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    inet: &InetRecord,
+) -> Result<bool, Error> {
+    let is_it = |fd: BorrowedFd<'_>| {
+        socket::name(fd).ok() == inet.local
+            && socket::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Ok(inet.kind)
+    };
+    match cx.find_in_stub(record.unit, is_it) {
+        Some(fd) => cx.put(record.id, fd).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_and_mapped_ones_are_v4() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(parse(&socket::name(listener.as_fd()).unwrap()), listener.local_addr().ok());
+        let mut mapped = vec![0u8; 28];
+        mapped[0..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+        mapped[2..4].copy_from_slice(&80u16.to_be_bytes());
+        mapped[18..20].copy_from_slice(&[0xff, 0xff]);
+        mapped[20..24].copy_from_slice(&[127, 0, 0, 1]);
+        assert_eq!(parse(&mapped), Some("127.0.0.1:80".parse().unwrap()));
+        assert_eq!(parse(&[1, 2, 3]), None);
+    }
+}

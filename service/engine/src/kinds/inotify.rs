@@ -1,0 +1,161 @@
+//! inotify(7). fdinfo names watched files by handle; the handle is opened below the mounts of the member that has the watch.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use ckpt_image::records::{DescriptionKind, DescriptionRecord, InotifyRecord, InotifyWatch};
+use ckpt_sys::descriptor::{fdinfo::InotifyLine, make, socket};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, readlink};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat};
+
+use super::collect::{DescriptorCapture, Found};
+use super::rebuild::Rebuild;
+use super::{Error, Refusal};
+
+/// What inotify_add_watch(2) takes; the kernel keeps internal bits in the mask besides.
+const SETTABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
+
+pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
+    let mounts = if found.info.inotify.is_empty() { Vec::new() } else { mounts(found.place.pid) };
+    let mut watches = Vec::with_capacity(found.info.inotify.len());
+    for line in &found.info.inotify {
+        let path = resolve(found.place.pid, &mounts, line).ok_or_else(|| {
+            Refusal::new(
+                "inotify-watch",
+                format!("the file of watch {} cannot be found by its handle", line.wd),
+                "remove the watch before the checkpoint",
+            )
+        })?;
+        watches.push(InotifyWatch { wd: line.wd, path, mask: line.mask & SETTABLE });
+    }
+    watches.sort_by_key(|watch| watch.wd);
+    if socket::readable(found.fd()).unwrap_or(0) > 0 {
+        cx.warn(
+            found,
+            Refusal::new(
+                "inotify-events",
+                "events that were not read yet are lost at a restore",
+                "let the application read them before the checkpoint",
+            ),
+        );
+    }
+    Ok(DescriptionKind::Inotify(InotifyRecord { watches }))
+}
+
+/// Mount points of a process: device in the kernel's form, path.
+fn mounts(pid: i32) -> Vec<(u64, PathBuf)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    parse_mounts(&text)
+}
+
+fn parse_mounts(text: &str) -> Vec<(u64, PathBuf)> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ').skip(2);
+            let (major, minor) = words.next()?.split_once(':')?;
+            let path = unescape(words.nth(1)?);
+            Some((major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?, path))
+        })
+        .collect()
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut path = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
+        let digits = digits.and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                at += 4;
+            }
+            None => {
+                path.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    std::ffi::OsString::from_vec(path).into()
+}
+
+fn resolve(pid: i32, mounts: &[(u64, PathBuf)], line: &InotifyLine) -> Option<PathBuf> {
+    mounts.iter().filter(|(dev, _)| *dev == line.sdev).find_map(|(_, point)| {
+        let mut path = std::ffi::OsString::from(format!("/proc/{pid}/root"));
+        path.push(point);
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let mount = open(path.as_os_str(), flags, Mode::empty()).ok()?;
+        let (kind, bytes) = &line.handle;
+        let file = make::open_handle(mount.as_fd(), *kind, bytes).ok()?;
+        if fstat(&file).ok()?.st_ino != line.ino {
+            return None;
+        }
+        let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).ok()?;
+        let path = PathBuf::from(path);
+        (path.is_absolute() && !path.as_os_str().as_bytes().ends_with(b" (deleted)")).then_some(path)
+    })
+}
+
+pub(super) fn create(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    inotify: &InotifyRecord,
+) -> Result<(), Error> {
+    let failed = |op| Error::call(op, cx.describe(record));
+    let fd = make::inotify().map_err(failed("inotify_init1"))?;
+    let mut next = 1;
+    for watch in &inotify.watches {
+        let name = CString::new(watch.path.as_os_str().as_bytes())
+            .map_err(|_| Error::Dangling(format!("path {}", watch.path.display())))?;
+        // Numbers are handed out in ascending order: those between are used up.
+        while next < watch.wd {
+            let wd = make::inotify_add(fd.as_fd(), c"/", libc::IN_MOVE_SELF)
+                .map_err(failed("inotify_add_watch"))?;
+            make::inotify_remove(fd.as_fd(), wd).map_err(failed("inotify_rm_watch"))?;
+            next = wd + 1;
+        }
+        let wd = make::inotify_add(fd.as_fd(), &name, watch.mask)
+            .map_err(Error::call("inotify_add_watch", watch.path.display()))?;
+        if wd != watch.wd {
+            return Err(Error::FileMismatch {
+                path: watch.path.display().to_string(),
+                why: format!("watched as {wd} and not as {}", watch.wd),
+            });
+        }
+        next = wd + 1;
+    }
+    drain(&fd).map_err(failed("read"))?;
+    cx.put(record.id, fd)
+}
+
+/// Removing a watch leaves an IN_IGNORED event.
+fn drain(fd: &OwnedFd) -> Result<(), Errno> {
+    let mut buffer = [0; 4096];
+    loop {
+        match nix::unistd::read(fd, &mut buffer) {
+            Ok(_) => {}
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_device() {
+        let text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:42 / /srv/a\\040b rw - btrfs x rw\n";
+        assert_eq!(
+            parse_mounts(text),
+            vec![(98 << 20, PathBuf::from("/mnt2")), (42, PathBuf::from("/srv/a b"))]
+        );
+    }
+}

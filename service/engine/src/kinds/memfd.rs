@@ -1,0 +1,53 @@
+//! memfd_create(2): the object is shared with mappings, the description has an offset and an access mode.
+
+use std::os::fd::AsRawFd;
+
+use ckpt_image::records::{DescriptionKind, DescriptionRecord, ObjectId, ObjectKind};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::libc;
+use nix::sys::stat::Mode;
+use nix::unistd::Whence;
+
+use super::collect::{DescriptorCapture, Found};
+use super::file;
+use super::rebuild::Rebuild;
+use super::{Error, Refusal};
+
+pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
+    let stat = &found.stat;
+    let path_only = found.info.flags & libc::O_PATH as u32 != 0;
+    let seals = if path_only { 0 } else { fcntl(found.fd(), FcntlArg::F_GET_SEALS).unwrap_or(0) };
+    let (path, _) = file::path_of(&found.link);
+    let kind = || ObjectKind::Memfd {
+        name: path.strip_prefix(b"/memfd:").unwrap_or(path).to_vec(),
+        seals: seals as u32,
+        mode: stat.st_mode,
+        owner: (stat.st_uid, stat.st_gid),
+        hugetlb: if stat.st_blksize > 4096 { stat.st_blksize as u64 } else { 0 },
+    };
+    let object = cx.objects.record((stat.st_dev, stat.st_ino), stat.st_size as u64, kind);
+    if !path_only {
+        let fd = found.fd.try_clone().map_err(|e| {
+            Refusal::new("descriptor-unreadable", format!("dup failed: {e}"), "raise LimitNOFILE= of ckptd")
+        })?;
+        cx.objects.keep_descriptor(object, fd);
+    }
+    Ok(DescriptionKind::Memfd { object })
+}
+
+pub(super) fn create(
+    cx: &mut Rebuild<'_>,
+    record: &DescriptionRecord,
+    object: ObjectId,
+) -> Result<(), Error> {
+    let base = cx.host.object(object).map_err(Error::Host)?;
+    let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK | libc::O_PATH;
+    let flags = OFlag::from_bits_retain(record.flags as i32 & keep | libc::O_CLOEXEC);
+    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
+    let failed = |op| Error::call(op, cx.describe(record));
+    let fd = open(path.as_str(), flags, Mode::empty()).map_err(failed("open(/proc/self/fd)"))?;
+    if record.offset != 0 {
+        nix::unistd::lseek(&fd, record.offset as i64, Whence::SeekSet).map_err(failed("lseek"))?;
+    }
+    cx.put(record.id, fd)
+}

@@ -1,0 +1,230 @@
+//! Socket options: read all that can be read and set again, and set again what a new socket has otherwise.
+
+use std::os::fd::BorrowedFd;
+
+use ckpt_image::records::SocketOption;
+use ckpt_sys::descriptor::socket;
+use nix::errno::Errno;
+use nix::libc;
+
+/// An option by level and name, with the size of its value.
+type Entry = (i32, i32, usize);
+
+const SOL_NETLINK: i32 = 270;
+const SO_BUF_LOCK: i32 = 72; // Linux 5.15
+const SO_PASSPIDFD: i32 = 76; // Linux 6.5
+
+/// socket(7).
+const SOCKET: &[Entry] = &[
+    (libc::SOL_SOCKET, libc::SO_REUSEADDR, 4),
+    (libc::SOL_SOCKET, libc::SO_REUSEPORT, 4),
+    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE, 16),
+    (libc::SOL_SOCKET, libc::SO_BROADCAST, 4),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 4),
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE, 4),
+    (libc::SOL_SOCKET, libc::SO_DONTROUTE, 4),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY, 4),
+    (libc::SOL_SOCKET, libc::SO_MARK, 4),
+    (libc::SOL_SOCKET, libc::SO_LINGER, 8),
+    (libc::SOL_SOCKET, libc::SO_RCVLOWAT, 4),
+    (libc::SOL_SOCKET, libc::SO_RCVTIMEO, 16),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO, 16),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMP, 4),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 4),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, 4),
+    (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 4),
+    (libc::SOL_SOCKET, libc::SO_PEEK_OFF, 4),
+    (libc::SOL_SOCKET, libc::SO_BUSY_POLL, 4),
+    (libc::SOL_SOCKET, libc::SO_ZEROCOPY, 4),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF, 4),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF, 4),
+    (libc::SOL_SOCKET, SO_BUF_LOCK, 4), // after the sizes, whose setting changes it
+];
+
+/// unix(7).
+const UNIX: &[Entry] = &[
+    (libc::SOL_SOCKET, libc::SO_PASSCRED, 4),
+    (libc::SOL_SOCKET, libc::SO_PASSSEC, 4),
+    (libc::SOL_SOCKET, SO_PASSPIDFD, 4),
+];
+
+/// ip(7).
+const IP: &[Entry] = &[
+    (libc::IPPROTO_IP, libc::IP_TOS, 4),
+    (libc::IPPROTO_IP, libc::IP_TTL, 4),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO, 4),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 4),
+    (libc::IPPROTO_IP, libc::IP_RECVERR, 4),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL, 4),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS, 4),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND, 4),
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT, 4),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 4),
+    (libc::IPPROTO_IP, libc::IP_MINTTL, 4),
+    (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 4),
+];
+
+/// ipv6(7).
+const IPV6: &[Entry] = &[
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 4),
+];
+
+/// tcp(7).
+const TCP: &[Entry] = &[
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY, 4),
+    (libc::IPPROTO_TCP, libc::TCP_CORK, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 4),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_SYNCNT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_LINGER2, 4),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION, 16),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 4),
+    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4),
+];
+
+/// udp(7).
+const UDP: &[Entry] =
+    &[(libc::IPPROTO_UDP, libc::UDP_CORK, 4), (libc::IPPROTO_UDP, 103, 4), (libc::IPPROTO_UDP, 104, 4)];
+
+/// netlink(7): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
+const NETLINK: &[Entry] = &[
+    (SOL_NETLINK, 3, 4),
+    (SOL_NETLINK, 4, 4),
+    (SOL_NETLINK, 5, 4),
+    (SOL_NETLINK, 8, 4),
+    (SOL_NETLINK, 10, 4),
+    (SOL_NETLINK, 11, 4),
+    (SOL_NETLINK, 12, 4),
+];
+
+/// The options that sockets of this family and protocol have.
+fn entries(family: i32, protocol: i32) -> Vec<&'static [Entry]> {
+    let mut lists = vec![SOCKET];
+    match family {
+        libc::AF_UNIX => lists.push(UNIX),
+        libc::AF_NETLINK => lists.push(NETLINK),
+        libc::AF_INET => lists.push(IP),
+        libc::AF_INET6 => lists.extend([IP, IPV6]),
+        _ => {}
+    }
+    match protocol {
+        libc::IPPROTO_TCP | libc::IPPROTO_MPTCP => lists.push(TCP),
+        libc::IPPROTO_UDP => lists.push(UDP),
+        _ => {}
+    }
+    lists
+}
+
+/// All options of a socket that it has; the classic filter last. Errors: EACCES where it has an eBPF filter.
+pub(super) fn read(fd: BorrowedFd<'_>, family: i32, protocol: i32) -> Result<Vec<SocketOption>, Errno> {
+    // protocol numbers are those of the internet only there (unix and netlink use others)
+    let protocol = if matches!(family, libc::AF_INET | libc::AF_INET6) { protocol } else { -1 };
+    let mut options = Vec::new();
+    for &(level, name, room) in entries(family, protocol).into_iter().flatten() {
+        match socket::option(fd, level, name, room) {
+            Ok(value) => options.push(SocketOption { level, name, value }),
+            Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EINVAL) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    let filter = socket::filter(fd)?;
+    if !filter.is_empty() {
+        options.push(SocketOption { level: libc::SOL_SOCKET, name: libc::SO_ATTACH_FILTER, value: filter });
+    }
+    Ok(options)
+}
+
+/// Sets what differs, but not the filter. Errors with the option they are of.
+pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), (SocketOption, Errno)> {
+    for option in options.iter().filter(|option| option.name != libc::SO_ATTACH_FILTER) {
+        let now = socket::option(fd, option.level, option.name, option.value.len().max(16));
+        if now.as_ref() == Ok(&option.value) {
+            continue;
+        }
+        set(fd, option).map_err(|e| (option.clone(), e))?;
+    }
+    Ok(())
+}
+
+/// Sets the filter, once all data is in place.
+pub(super) fn apply_filter(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), Errno> {
+    let filter = options
+        .iter()
+        .find(|option| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+    filter.map_or(Ok(()), |option| socket::set_filter(fd, &option.value))
+}
+
+/// The value of an int option, if it was captured.
+pub(super) fn int(options: &[SocketOption], level: i32, name: i32) -> Option<i32> {
+    let option = options.iter().find(|option| (option.level, option.name) == (level, name))?;
+    option.value.as_slice().try_into().ok().map(i32::from_ne_bytes)
+}
+
+fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<(), Errno> {
+    // The kernel tells twice the size of buffers that was asked for.
+    let half = || i32::from_ne_bytes(option.value.as_slice().try_into().unwrap_or_default()) / 2;
+    match (option.level, option.name) {
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) => {
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, half())
+        }
+        (libc::SOL_SOCKET, libc::SO_RCVBUF) => {
+            socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half())
+        }
+        (level, name) => socket::set_option(fd, level, name, &option.value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn options_of_one_socket_are_those_of_another_after_apply() {
+        if !nix::unistd::geteuid().is_root() {
+            println!("skipped: needs root for SO_SNDBUFFORCE");
+            return;
+        }
+        for (family, kind, protocol) in [
+            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+            (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            (libc::AF_UNIX, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_NETLINK, libc::SOCK_RAW, 0),
+        ] {
+            let old = socket::socket(family, kind, protocol).unwrap();
+            let new = socket::socket(family, kind, protocol).unwrap();
+            socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+            socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 100_000).unwrap();
+            socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, 3).unwrap();
+            if protocol == libc::IPPROTO_TCP {
+                socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
+                socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77).unwrap();
+            }
+            let pass_all = [6u8, 0, 0, 0, 0xff, 0xff, 0, 0];
+            socket::set_filter(old.as_fd(), &pass_all).unwrap();
+            let options = read(old.as_fd(), family, protocol).unwrap();
+            assert!(options.len() > 20);
+            apply(new.as_fd(), &options).unwrap();
+            apply_filter(new.as_fd(), &options).unwrap();
+            assert_eq!(read(new.as_fd(), family, protocol).unwrap(), options);
+        }
+    }
+}

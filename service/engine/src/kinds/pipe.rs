@@ -1,0 +1,171 @@
+//! Pipes and FIFOs (pipe(7), fifo(7)): the ends are descriptions, what they share is one record.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, PipeId, PipeRecord};
+use ckpt_sys::descriptor::{make, socket};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, SpliceFFlags, open, tee};
+use nix::libc;
+use nix::sys::stat::Mode;
+use nix::unistd::pipe2;
+
+use super::collect::{Depth, DescriptorCapture, Found};
+use super::file;
+use super::rebuild::Rebuild;
+use super::{Error, Refusal};
+
+/// The pipes met by a capture.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    known: HashMap<(u64, u64), PipeId>,
+    records: Vec<PipeRecord>,
+    ends: Vec<Vec<DescriptionId>>,
+}
+
+pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
+    let identity = (found.stat.st_dev, found.stat.st_ino);
+    let pipe = match cx.pipes.known.get(&identity) {
+        Some(pipe) => *pipe,
+        None => {
+            let capacity = make::pipe_capacity(found.fd()).map_err(Refusal::call("fcntl(F_GETPIPE_SZ)"))?;
+            let (path, deleted) = file::path_of(&found.link);
+            let fifo = match path.first() {
+                Some(b'/') => {
+                    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+                    Some(file::record(cx, found, path, deleted)?)
+                }
+                _ => None,
+            };
+            let id = PipeId(cx.pipes.records.len() as u32);
+            cx.pipes.records.push(PipeRecord { id, capacity, fifo, content: Vec::new() });
+            cx.pipes.ends.push(Vec::new());
+            cx.pipes.known.insert(identity, id);
+            id
+        }
+    };
+    cx.pipes.ends[pipe.index()].push(found.id);
+    Ok(DescriptionKind::Pipe { pipe })
+}
+
+fn reads(found: &Found) -> bool {
+    found.flags() as i32 & libc::O_ACCMODE != libc::O_WRONLY
+}
+
+fn writes(found: &Found) -> bool {
+    found.flags() as i32 & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// Takes the contents, and tells which pipes have an end outside the group.
+pub(super) fn resolve(cx: &mut DescriptorCapture<'_>) -> Vec<PipeRecord> {
+    let pipes = std::mem::take(&mut cx.pipes);
+    let mut records = pipes.records;
+    for (record, ends) in records.iter_mut().zip(pipes.ends) {
+        let ends: Vec<_> = ends.into_iter().map(|id| cx.found(id).clone()).collect();
+        let reader = ends.iter().find(|end| reads(end));
+        let writer = ends.iter().find(|end| writes(end));
+        if let Some(end) = outside(reader.map(AsRef::as_ref), writer.map(AsRef::as_ref)) {
+            cx.warn(
+                end,
+                Refusal::new(
+                    "pipe-outside",
+                    "its other end is held outside the group: after a restore it is closed",
+                    "add the process at the other end to the group",
+                ),
+            );
+        }
+        if let Some(reader) = reader
+            && cx.depth == Depth::Contents
+        {
+            let packets = ends.iter().any(|end| end.flags() as i32 & libc::O_DIRECT != 0);
+            match content(reader.fd(), record.capacity, packets) {
+                Ok(content) => record.content = content,
+                Err(e) => cx.refuse(reader, Refusal::call("tee")(e)),
+            }
+        }
+    }
+    records
+}
+
+/// The only end the group has, if the other is open somewhere else: a pipe whose other end is closed hangs up.
+fn outside<'a>(reader: Option<&'a Found>, writer: Option<&'a Found>) -> Option<&'a Found> {
+    let (end, gone) = match (reader, writer) {
+        (Some(reader), None) => (reader, libc::POLLHUP),
+        (None, Some(writer)) => (writer, libc::POLLERR),
+        _ => return None,
+    };
+    let ready = socket::ready(end.fd(), 0).unwrap_or(gone);
+    (ready & gone == 0).then_some(end)
+}
+
+/// What lies in a pipe, left there: a copy of its buffers is made by tee(2) and read.
+fn content(reader: BorrowedFd<'_>, capacity: u32, packets: bool) -> Result<Vec<Vec<u8>>, Errno> {
+    let bytes = socket::readable(reader)?;
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let (copy, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    make::set_pipe_capacity(into.as_fd(), capacity)?;
+    let teed = tee(reader, &into, capacity as usize, SpliceFFlags::SPLICE_F_NONBLOCK)?;
+    if teed != bytes {
+        return Err(Errno::EIO);
+    }
+    drop(into);
+    let mut content = Vec::new();
+    let mut buffer = vec![0; capacity as usize];
+    loop {
+        let n = nix::unistd::read(&copy, &mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        content.push(buffer[..n].to_vec());
+    }
+    Ok(if packets { content } else { vec![content.concat()] })
+}
+
+/// One end: opened anew through a descriptor that holds the pipe until all ends are made.
+pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Result<(), Error> {
+    let base = match cx.pipes.remove(&pipe) {
+        Some(base) => base,
+        None => base(cx, record, pipe)?,
+    };
+    let mode = record.flags as i32 & libc::O_ACCMODE;
+    let flags = OFlag::from_bits_retain(mode | libc::O_NONBLOCK | libc::O_CLOEXEC);
+    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
+    let end = open(path.as_str(), flags, Mode::empty())
+        .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?;
+    cx.pipes.insert(pipe, base);
+    cx.put(record.id, end)
+}
+
+/// A descriptor of the pipe, open for reading and writing so that no end blocks or hangs up meanwhile, with its content in it.
+fn base(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Result<OwnedFd, Error> {
+    let pipe = cx.image.pipes.get(pipe.index()).ok_or_else(|| Error::Dangling(format!("pipe {pipe}")))?;
+    let failed = |op| Error::call(op, cx.describe(record));
+    let base = match pipe.fifo {
+        Some(fifo) => cx.open_file(fifo, libc::O_RDWR | libc::O_NONBLOCK)?,
+        None => {
+            let (reader, _writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("pipe2"))?;
+            let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+            let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+            open(path.as_str(), flags, Mode::empty()).map_err(failed("open(/proc/self/fd)"))?
+        }
+    };
+    let failed = |op| Error::call(op, cx.describe(record));
+    make::set_pipe_capacity(base.as_fd(), pipe.capacity).map_err(failed("fcntl(F_SETPIPE_SZ)"))?;
+    if pipe.content.len() > 1 {
+        let packet = (libc::O_RDWR | libc::O_NONBLOCK | libc::O_DIRECT) as u32;
+        make::set_status(base.as_fd(), packet).map_err(failed("fcntl(F_SETFL)"))?;
+    }
+    for packet in &pipe.content {
+        let mut rest = packet.as_slice();
+        while !rest.is_empty() {
+            let n = nix::unistd::write(&base, rest).map_err(failed("write"))?;
+            rest = &rest[n..];
+        }
+    }
+    Ok(base)
+}

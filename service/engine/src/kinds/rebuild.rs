@@ -1,0 +1,319 @@
+//! Making every open file description of a group again, in ckpt-restore, before its members exist.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use ckpt_image::records::{
+    DescriptionId, DescriptionKind, DescriptionRecord, FileId, GroupImage, ObjectId, PipeId, UnitIndex,
+};
+use ckpt_sys::descriptor::{self, make};
+use nix::libc;
+
+use super::unix_name::Aside;
+use super::{
+    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, pipe, signalfd, timerfd, unix_name, unix_peer,
+};
+use crate::{Problem, Severity};
+
+mod files;
+
+pub use files::OpenFiles;
+
+/// What the rebuild needs of ckpt-restore. Errors are sentences.
+pub trait Host {
+    /// Moves the calling thread to the namespaces (mnt, net, ipc, uts) and root of a unit.
+    fn enter(&mut self, unit: UnitIndex) -> Result<(), String>;
+    /// The pid of the stub that systemd started for a unit.
+    fn stub(&self, unit: UnitIndex) -> Option<i32>;
+    /// A descriptor, open for reading and writing, of a shared memory object with its content in it.
+    fn object(&mut self, object: ObjectId) -> Result<OwnedFd, String>;
+    /// Writes the content that the image has of a file into a new, empty file; its size is set by the caller.
+    fn content(&mut self, file: FileId, into: BorrowedFd<'_>) -> Result<(), String>;
+}
+
+/// The descriptions of a group, made.
+#[derive(Debug)]
+pub struct Descriptions {
+    fds: Vec<Option<OwnedFd>>,
+    /// Files that were opened on the way; opens more.
+    pub files: OpenFiles,
+    /// What is not as it was; nothing here ends the restore.
+    pub warnings: Vec<Problem>,
+}
+
+impl Descriptions {
+    /// Makes all descriptions of the image. Each gets a number not below `floor`, which must be above every number that a member uses; numbers
+    /// below it must be free of anything but standard input, output and error, or EBUSY is the result where an epoll instance
+    /// needs them. Leaves the caller in whatever unit's namespaces came last.
+    pub fn rebuild(image: &GroupImage, host: &mut dyn Host, floor: RawFd) -> Result<Self, Error> {
+        let mut cx = Rebuild::new(image, host, floor);
+        match cx.run() {
+            Ok(()) => Ok(Self { fds: cx.fds, files: cx.files, warnings: cx.warnings }),
+            Err(e) => {
+                unix_name::abandon(&mut cx);
+                Err(e)
+            }
+        }
+    }
+
+    /// The descriptor of a description. `None` for those that only a member can make: [`late`](super::late) has calls for them.
+    pub fn get(&self, id: DescriptionId) -> Option<BorrowedFd<'_>> {
+        self.fds.get(id.index())?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The largest number in use, to raise RLIMIT_NOFILE by and to know where free ones are.
+    pub fn highest(&self) -> RawFd {
+        self.fds.iter().flatten().map(AsRawFd::as_raw_fd).max().unwrap_or(0)
+    }
+}
+
+/// The rebuild under way: what the kinds work with.
+pub(super) struct Rebuild<'i> {
+    pub image: &'i GroupImage,
+    pub host: &'i mut dyn Host,
+    floor: RawFd,
+    unit: Option<UnitIndex>,
+    fds: Vec<Option<OwnedFd>>,
+    pub files: OpenFiles,
+    /// Each pipe while its ends are made.
+    pub pipes: HashMap<PipeId, OwnedFd>,
+    /// Addresses at which unix sockets can be connected to before they are published.
+    pub reach: HashMap<DescriptionId, Vec<u8>>,
+    /// Other ends that will be closed.
+    pub ends: HashMap<DescriptionId, OwnedFd>,
+    pub aside: Vec<Aside>,
+    pub asides: u32,
+    warnings: Vec<Problem>,
+}
+
+type Step<'i> = fn(&mut Rebuild<'i>, &'i DescriptionRecord) -> Result<(), Error>;
+
+impl<'i> Rebuild<'i> {
+    fn new(image: &'i GroupImage, host: &'i mut dyn Host, floor: RawFd) -> Self {
+        Self {
+            image,
+            host,
+            floor,
+            unit: None,
+            fds: (0..image.descriptions.len()).map(|_| None).collect(),
+            files: OpenFiles::new(floor),
+            pipes: HashMap::new(),
+            reach: HashMap::new(),
+            ends: HashMap::new(),
+            aside: Vec::new(),
+            asides: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        self.each(create)?;
+        self.each(connect)?;
+        self.each(connect_waiting)?;
+        self.pipes.clear();
+        self.each(fill)?;
+        self.each(finish)?;
+        self.ends.clear();
+        unix_name::publish(self)?;
+        self.each(watch)?;
+        self.each(status)
+    }
+
+    fn each(&mut self, step: Step<'i>) -> Result<(), Error> {
+        self.image.descriptions.iter().try_for_each(|record| step(self, record))
+    }
+
+    /// Moves to a unit's namespaces, if we are not there.
+    pub fn enter(&mut self, unit: UnitIndex) -> Result<(), Error> {
+        if self.unit != Some(unit) {
+            self.host.enter(unit).map_err(Error::Host)?;
+            self.unit = Some(unit);
+        }
+        Ok(())
+    }
+
+    /// Takes over what was made, at a number of its own.
+    pub fn put(&mut self, id: DescriptionId, fd: OwnedFd) -> Result<(), Error> {
+        let fd = if fd.as_raw_fd() < self.floor {
+            descriptor::duplicate_above(fd.as_fd(), self.floor)
+                .map_err(Error::call("dup", format!("description {id}")))?
+        } else {
+            fd
+        };
+        match self.fds.get_mut(id.index()) {
+            Some(place) => *place = Some(fd),
+            None => return Err(Error::Dangling(format!("description {id}"))),
+        }
+        Ok(())
+    }
+
+    pub fn has(&self, id: DescriptionId) -> bool {
+        self.fds.get(id.index()).is_some_and(Option::is_some)
+    }
+
+    pub fn get(&self, id: DescriptionId) -> Result<BorrowedFd<'_>, Error> {
+        let fd = self.fds.get(id.index()).and_then(Option::as_ref);
+        fd.map(AsFd::as_fd).ok_or_else(|| Error::Dangling(format!("description {id}")))
+    }
+
+    pub fn open_file(&mut self, file: FileId, flags: i32) -> Result<OwnedFd, Error> {
+        if let Some(record) = self.image.files.get(file.index()) {
+            self.enter(record.unit)?;
+        }
+        let fd = self.files.open_here(self.image, self.host, file, flags)?;
+        self.warnings.append(&mut self.files.warnings);
+        Ok(fd)
+    }
+
+    /// The first of the stub's descriptors that is the one looked for.
+    pub fn find_in_stub(&self, unit: UnitIndex, is_it: impl Fn(BorrowedFd<'_>) -> bool) -> Option<OwnedFd> {
+        let stub = descriptor::open_process(self.host.stub(unit)?).ok()?;
+        // SD_LISTEN_FDS_START is 3; a unit with thousands of sockets is not met.
+        (3..1024).map_while(|fd| descriptor::take(stub.as_fd(), fd).ok()).find(|fd| is_it(fd.as_fd()))
+    }
+
+    /// What a description is, for messages.
+    pub fn describe(&self, record: &DescriptionRecord) -> String {
+        describe(self.image, record)
+    }
+
+    pub fn warn(&mut self, record: &DescriptionRecord, code: &str, text: String, remedy: &str) {
+        self.warnings.push(Problem {
+            code: code.to_owned(),
+            severity: Severity::Warning,
+            unit: self.image.units.get(record.unit.index()).map(|u| u.name.clone()).unwrap_or_default(),
+            pid: 0,
+            object: describe(self.image, record),
+            text,
+            remedy: remedy.to_owned(),
+        });
+    }
+}
+
+/// `fd 7 (unix socket)` after the first number it has.
+pub(super) fn describe(image: &GroupImage, record: &DescriptionRecord) -> String {
+    let all = image.fd_tables.iter().flat_map(|table| &table.descriptors);
+    let number = all.filter(|d| d.description == record.id).map(|d| d.fd).next();
+    let place = number.map_or_else(|| "in flight".to_owned(), |fd| format!("fd {fd}"));
+    format!("{place} ({})", kind_name(image, &record.kind))
+}
+
+fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
+    let name = match kind {
+        DescriptionKind::File { file, .. } => {
+            return image.files.get(file.index()).map_or_else(String::new, |f| f.path.display().to_string());
+        }
+        DescriptionKind::ProcFile { path, .. } => return path.display().to_string(),
+        DescriptionKind::Pipe { .. } => "pipe",
+        DescriptionKind::Eventfd(_) => "eventfd",
+        DescriptionKind::Epoll(_) => "epoll",
+        DescriptionKind::Timerfd(_) => "timerfd",
+        DescriptionKind::Signalfd(_) => "signalfd",
+        DescriptionKind::Inotify(_) => "inotify",
+        DescriptionKind::Pidfd(_) => "pidfd",
+        DescriptionKind::Memfd { .. } => "memfd",
+        DescriptionKind::Journal { .. } => "journal",
+        DescriptionKind::Unix(_) => "unix socket",
+        DescriptionKind::Inet(_) => "internet socket",
+        DescriptionKind::Netlink(_) => "netlink socket",
+    };
+    name.to_owned()
+}
+
+fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::File { file, .. } => file::create(cx, record, *file),
+        DescriptionKind::Pipe { pipe } => pipe::create(cx, record, *pipe),
+        DescriptionKind::Eventfd(eventfd) => eventfd::create(cx, record, eventfd),
+        DescriptionKind::Epoll(_) => epoll::create(cx, record),
+        DescriptionKind::Timerfd(timer) => timerfd::create(cx, record, timer),
+        DescriptionKind::Signalfd(signalfd) => signalfd::create(cx, record, signalfd),
+        DescriptionKind::Inotify(inotify) => {
+            cx.enter(record.unit)?;
+            inotify::create(cx, record, inotify)
+        }
+        DescriptionKind::Memfd { object } => memfd::create(cx, record, *object),
+        DescriptionKind::Journal { stderr } => journal(cx, record, *stderr),
+        DescriptionKind::Unix(unix) => {
+            cx.enter(record.unit)?;
+            unix_peer::create(cx, record, unix)
+        }
+        DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
+        DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
+        DescriptionKind::Pidfd(_) | DescriptionKind::ProcFile { .. } => Ok(()),
+    }
+}
+
+/// The stream to the journal that systemd made for the stub is the unit's.
+fn journal(cx: &mut Rebuild<'_>, record: &DescriptionRecord, stderr: bool) -> Result<(), Error> {
+    let unit = record.unit;
+    let stub = cx.host.stub(unit).ok_or_else(|| Error::Host(format!("unit {unit} has no stub")))?;
+    let process =
+        descriptor::open_process(stub).map_err(Error::call("pidfd_open", format!("stub {stub}")))?;
+    let fd = descriptor::take(process.as_fd(), if stderr { 2 } else { 1 })
+        .map_err(Error::call("pidfd_getfd", format!("the journal stream of stub {stub}")))?;
+    cx.put(record.id, fd)
+}
+
+fn connect<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::Unix(unix) => {
+            cx.enter(record.unit)?;
+            unix_peer::connect(cx, record, unix)
+        }
+        DescriptionKind::Inet(inet) => inet::connect(cx, record, inet),
+        _ => Ok(()),
+    }
+}
+
+fn connect_waiting<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::Unix(unix) => {
+            cx.enter(record.unit)?;
+            unix_peer::connect_waiting(cx, record, unix)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn fill<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::Unix(unix) => {
+            cx.enter(record.unit)?;
+            unix_peer::fill(cx, record, unix)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn finish<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::Unix(unix) => unix_peer::finish(cx, record, unix),
+        DescriptionKind::File { flock, ofd_locks, .. } => file::finish(cx, record, *flock, ofd_locks),
+        _ => Ok(()),
+    }
+}
+
+fn watch<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::Epoll(epoll) => epoll::watch(cx, record, epoll),
+        _ => Ok(()),
+    }
+}
+
+/// Status flags that fcntl(2) F_SETFL sets: O_NONBLOCK as a rule; O_APPEND, O_DIRECT and O_NOATIME are as they were opened.
+fn status<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    let settable = (libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_ASYNC) as u32;
+    // The journal stream is shared with the stub, which is about to end; O_PATH has no flags to set.
+    if !cx.has(record.id) || record.flags & libc::O_PATH as u32 != 0 {
+        return Ok(());
+    }
+    let fd = cx.get(record.id)?;
+    let failed = |op| Error::call(op, cx.describe(record));
+    let now = make::status(fd).map_err(failed("fcntl(F_GETFL)"))?;
+    let flags = now & !settable | record.flags & settable;
+    if flags == now {
+        return Ok(());
+    }
+    make::set_status(fd, flags).map_err(failed("fcntl(F_SETFL)"))
+}

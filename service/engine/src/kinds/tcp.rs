@@ -1,0 +1,239 @@
+//! TCP connections: those inside the group are made again as they were (TCP_REPAIR, Linux 3.5), those to outside are reset.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use ckpt_image::records::{InetRecord, InetState, TcpRecord};
+use ckpt_sys::descriptor::{message, socket};
+use nix::errno::Errno;
+use nix::libc;
+
+use super::collect::Depth;
+
+const TCP_MAXSEG: i32 = 2;
+const TCP_INFO: i32 = 11;
+const TCP_REPAIR: i32 = 19;
+const TCP_REPAIR_QUEUE: i32 = 20;
+const TCP_QUEUE_SEQ: i32 = 21;
+const TCP_REPAIR_OPTIONS: i32 = 22;
+
+const REPAIR_ON: i32 = 1;
+const REPAIR_OFF: i32 = 0;
+/// Leaves repair without a window probe: nothing is sent (Linux 4.19).
+const REPAIR_OFF_QUIETLY: i32 = -1;
+const RECEIVE_QUEUE: i32 = 1;
+const SEND_QUEUE: i32 = 2;
+
+/// States of struct tcp_info.
+const CLOSED: u8 = 7;
+const LISTENING: u8 = 10;
+/// FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING: this end has sent its FIN.
+const WRITE_CLOSED: [u8; 4] = [4, 5, 9, 11];
+
+/// Sequence number that the rebuilt ends start from.
+const FIRST: u32 = 0x1000_0000;
+const PIECE: usize = 32 << 10;
+
+fn info(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let info = socket::option(fd, libc::IPPROTO_TCP, TCP_INFO, 104)?;
+    if info.len() < 32 { Err(Errno::EINVAL) } else { Ok(info) }
+}
+
+/// The backlog of a listening socket: tcpi_sacked of struct tcp_info.
+pub(super) fn backlog(fd: BorrowedFd<'_>) -> i32 {
+    let told = info(fd).ok().and_then(|info| info[28..32].try_into().ok()).map(i32::from_ne_bytes);
+    told.unwrap_or(libc::SOMAXCONN)
+}
+
+/// Whether it is connected, or on the way to or from that.
+pub(super) fn is_connection(fd: BorrowedFd<'_>) -> bool {
+    info(fd).is_ok_and(|info| ![CLOSED, LISTENING].contains(&info[0]))
+}
+
+fn set(fd: BorrowedFd<'_>, name: i32, value: i32) -> Result<(), Errno> {
+    socket::set_int_option(fd, libc::IPPROTO_TCP, name, value)
+}
+
+fn sequence(fd: BorrowedFd<'_>, queue: i32) -> Result<u32, Errno> {
+    set(fd, TCP_REPAIR_QUEUE, queue)?;
+    socket::int_option(fd, libc::IPPROTO_TCP, TCP_QUEUE_SEQ).map(|seq| seq as u32)
+}
+
+/// A socket in repair mode; leaves it quietly.
+struct Repair<'a>(BorrowedFd<'a>);
+
+impl<'a> Repair<'a> {
+    fn begin(fd: BorrowedFd<'a>) -> Result<Self, Errno> {
+        set(fd, TCP_REPAIR, REPAIR_ON).map(|()| Self(fd))
+    }
+}
+
+impl Drop for Repair<'_> {
+    fn drop(&mut self) {
+        // Fails only for a socket that is closed, which then is in no mode.
+        let _ = set(self.0, TCP_REPAIR, REPAIR_OFF_QUIETLY);
+    }
+}
+
+/// One end of a connection whose other end is `peer`. Repair mode is entered, for microseconds, only where data is under way.
+pub(super) fn capture(depth: Depth, fd: BorrowedFd<'_>, peer: BorrowedFd<'_>) -> Result<TcpRecord, Errno> {
+    let info = info(fd)?;
+    let write_closed = WRITE_CLOSED.contains(&info[0]);
+    let mut record = TcpRecord {
+        received: Vec::new(),
+        unsent: Vec::new(),
+        write_closed,
+        mss: socket::int_option(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32,
+        options: info[5],
+        scale: (info[6] & 0xf, info[6] >> 4),
+    };
+    if depth == Depth::Contents {
+        record.received = received(fd)?;
+        record.unsent = unsent(fd, peer, write_closed)?;
+    }
+    Ok(record)
+}
+
+fn received(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let bytes = socket::readable(fd)?;
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let data = message::peek(fd, bytes)?.map(|message| message.data).unwrap_or_default();
+    if data.len() == bytes { Ok(data) } else { Err(Errno::EIO) }
+}
+
+/// What was written and has not arrived: the end of the send queue past what the peer has received.
+fn unsent(fd: BorrowedFd<'_>, peer: BorrowedFd<'_>, write_closed: bool) -> Result<Vec<u8>, Errno> {
+    let queued = socket::unsent(fd)?;
+    if queued == 0 {
+        return Ok(Vec::new());
+    }
+    let (ours, theirs) = (Repair::begin(fd)?, Repair::begin(peer)?);
+    let end = sequence(ours.0, SEND_QUEUE)?.wrapping_sub(u32::from(write_closed));
+    let arrived = sequence(theirs.0, RECEIVE_QUEUE)?;
+    let missing = (end.wrapping_sub(arrived) as i32).max(0) as usize;
+    if missing == 0 {
+        return Ok(Vec::new());
+    }
+    let queue = message::peek(ours.0, queued)?.map(|message| message.data).unwrap_or_default();
+    queue.len().checked_sub(missing).map(|from| queue[from..].to_vec()).ok_or(Errno::EIO)
+}
+
+/// Both ends of a connection inside the group.
+pub(super) fn pair(a: &InetRecord, b: &InetRecord) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (InetState::Inside { tcp: tcp_a, .. }, InetState::Inside { tcp: tcp_b, .. }) = (&a.state, &b.state)
+    else {
+        return Err(Errno::EINVAL);
+    };
+    // What an end has received is put in its queue and raises its number; the other end goes on sending from there.
+    let fd_a = end(a, tcp_a, FIRST.wrapping_add(tcp_b.received.len() as u32))?;
+    let fd_b = end(b, tcp_b, FIRST.wrapping_add(tcp_a.received.len() as u32))?;
+    for fd in [&fd_a, &fd_b] {
+        set(fd.as_fd(), TCP_REPAIR, REPAIR_OFF)?;
+    }
+    for (fd, tcp) in [(&fd_a, tcp_a), (&fd_b, tcp_b)] {
+        let mut sent = 0;
+        while sent < tcp.unsent.len() {
+            sent += message::send(fd.as_fd(), &tcp.unsent[sent..], &[], &[], None)?;
+        }
+        if tcp.write_closed {
+            socket::shutdown(fd.as_fd(), libc::SHUT_WR)?;
+        }
+    }
+    Ok((fd_a, fd_b))
+}
+
+/// One end in repair mode: connected without a packet, its receive queue filled.
+fn end(inet: &InetRecord, tcp: &TcpRecord, send_from: u32) -> Result<OwnedFd, Errno> {
+    let InetState::Inside { remote, .. } = &inet.state else { return Err(Errno::EINVAL) };
+    let local = inet.local.as_ref().ok_or(Errno::EINVAL)?;
+    let owned = socket::socket(inet.family, inet.kind, inet.protocol)?;
+    let fd = owned.as_fd();
+    for (name, bytes) in
+        [(libc::SO_RCVBUFFORCE, tcp.received.len()), (libc::SO_SNDBUFFORCE, tcp.unsent.len())]
+    {
+        // Sizes come back with the options; until then there is room for everything.
+        socket::set_int_option(fd, libc::SOL_SOCKET, name, (bytes * 4).max(1 << 20) as i32)?;
+    }
+    set(fd, TCP_REPAIR, REPAIR_ON)?;
+    socket::bind(fd, local)?;
+    for (queue, first) in [(RECEIVE_QUEUE, FIRST), (SEND_QUEUE, send_from)] {
+        set(fd, TCP_REPAIR_QUEUE, queue)?;
+        set(fd, TCP_QUEUE_SEQ, first as i32)?;
+    }
+    socket::connect(fd, remote)?;
+    socket::set_option(fd, libc::IPPROTO_TCP, TCP_REPAIR_OPTIONS, &negotiated(tcp))?;
+    set(fd, TCP_REPAIR_QUEUE, RECEIVE_QUEUE)?;
+    for piece in tcp.received.chunks(PIECE) {
+        let mut sent = 0;
+        while sent < piece.len() {
+            sent += message::send(fd, &piece[sent..], &[], &[], None)?;
+        }
+    }
+    set(fd, TCP_REPAIR_QUEUE, 0)?;
+    Ok(owned)
+}
+
+/// struct tcp_repair_opt's of what the ends had agreed on: option of the header, value.
+fn negotiated(tcp: &TcpRecord) -> Vec<u8> {
+    // TCPI_OPT_* of struct tcp_info.
+    let (timestamps, sack, window_scale) = (1, 2, 4);
+    let mut options = vec![(2, tcp.mss)];
+    if tcp.options & window_scale != 0 {
+        options.push((3, u32::from(tcp.scale.0) | u32::from(tcp.scale.1) << 16));
+    }
+    if tcp.options & sack != 0 {
+        options.push((4, 0));
+    }
+    if tcp.options & timestamps != 0 {
+        options.push((8, 0));
+    }
+    options
+        .into_iter()
+        .flat_map(|(code, value): (u32, u32)| [code.to_ne_bytes(), value.to_ne_bytes()].concat())
+        .collect()
+}
+
+/// A socket whose connection was reset: its next call tells ECONNRESET, poll(2) tells POLLHUP and POLLERR. Where the loopback interface is
+/// down, one that was never connected, which tells POLLHUP and ENOTCONN.
+pub(super) fn reset(family: i32) -> Result<OwnedFd, Errno> {
+    for loopback in loopbacks(family) {
+        if let Ok(fd) = reset_at(family, &loopback) {
+            return Ok(fd);
+        }
+    }
+    socket::socket(family, libc::SOCK_STREAM, 0)
+}
+
+fn reset_at(family: i32, loopback: &[u8]) -> Result<OwnedFd, Errno> {
+    let new = || socket::socket(family, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+    let (listener, client) = (new()?, new()?);
+    socket::bind(listener.as_fd(), loopback)?;
+    socket::listen(listener.as_fd(), 1)?;
+    socket::connect(client.as_fd(), &socket::name(listener.as_fd())?)?;
+    let server = socket::accept(listener.as_fd())?;
+    let at_once = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
+    socket::set_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &at_once)?;
+    drop(server);
+    Ok(client)
+}
+
+/// struct sockaddr_in and sockaddr_in6 of loopback, port 0; for v6 also the v4 one in v6 form.
+fn loopbacks(family: i32) -> Vec<Vec<u8>> {
+    let v6 = |ip: Ipv6Addr| {
+        let mut bytes = (libc::AF_INET6 as u16).to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&[0; 6]);
+        bytes.extend_from_slice(&ip.octets());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes
+    };
+    if family == libc::AF_INET6 {
+        return vec![v6(Ipv6Addr::LOCALHOST), v6(Ipv4Addr::LOCALHOST.to_ipv6_mapped())];
+    }
+    let mut bytes = (libc::AF_INET as u16).to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&[0; 2]);
+    bytes.extend_from_slice(&Ipv4Addr::LOCALHOST.octets());
+    bytes.extend_from_slice(&[0; 8]);
+    vec![bytes]
+}

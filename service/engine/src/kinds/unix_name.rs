@@ -1,0 +1,156 @@
+//! Names of unix sockets in the file system.
+//!
+//! A rebuilt socket is bound to its name, so that getsockname(2) tells it, and its node is moved aside at once: nobody outside can
+//! connect while the group is rebuilt. The node gets its place, owner and mode when everything is done; a name that had no node
+//! any more loses it again.
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use ckpt_image::records::{UnitIndex, UnixName, UnixNode};
+use ckpt_sys::descriptor::socket;
+use nix::errno::Errno;
+
+use super::collect::Found;
+use super::rebuild::Rebuild;
+use super::{Error, Refusal};
+
+/// The name of a socket, `node_ino` being the inode of its node, as sock_diag tells it.
+pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<UnixName>, Refusal> {
+    let address = socket::name(found.fd()).map_err(Refusal::call("getsockname"))?;
+    let bytes = socket::unix_path(&address).to_vec();
+    let path = match bytes.first() {
+        None => return Ok(None),
+        Some(0) => return Ok(Some(UnixName { bytes, directory: None, node: None })),
+        Some(_) => PathBuf::from(std::ffi::OsStr::from_bytes(&bytes)),
+    };
+    // One in flight was met in our own process; its path is then looked up in vain and it has no node.
+    let pid = found.place.pid;
+    let relative = path.is_relative();
+    let base = if relative { format!("/proc/{pid}/cwd/") } else { format!("/proc/{pid}/root") };
+    let mut seen = std::ffi::OsString::from(base);
+    seen.push(&path);
+    let node = std::fs::symlink_metadata(&seen)
+        .ok()
+        .filter(|meta| node_ino == Some(meta.ino() as u32) && meta.file_type().is_socket())
+        .map(|meta| UnixNode { mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid() });
+    let directory = match relative {
+        true if node.is_some() => std::fs::read_link(format!("/proc/{pid}/cwd")).ok(),
+        _ => None,
+    };
+    Ok(Some(UnixName { bytes, directory, node }))
+}
+
+/// A node that is aside until the group is rebuilt.
+#[derive(Debug)]
+pub(super) struct Aside {
+    unit: UnitIndex,
+    now: PathBuf,
+    /// Where it belongs; `None` to remove it.
+    place: Option<(PathBuf, UnixNode)>,
+    /// What was in its place and is moved back.
+    former: Option<(PathBuf, PathBuf)>,
+}
+
+/// Binds a socket to its name, in the unit's namespaces, and gives the address at which it can be connected to meanwhile.
+pub(super) fn bind(
+    cx: &mut Rebuild<'_>,
+    fd: BorrowedFd<'_>,
+    unit: UnitIndex,
+    name: &UnixName,
+) -> Result<Vec<u8>, Error> {
+    let text = String::from_utf8_lossy(&name.bytes).into_owned();
+    let address = socket::unix_address(&name.bytes).map_err(Error::call("bind", &text))?;
+    if name.bytes.first() == Some(&0) {
+        socket::bind(fd, &address).map_err(Error::call("bind", &text))?;
+        return Ok(address);
+    }
+    let (directory, path) = place(name);
+    cx.enter(unit)?;
+    std::env::set_current_dir(&directory)
+        .map_err(|e| Error::call("chdir", directory.display())(errno(&e)))?;
+    cx.asides += 1;
+    let aside = |what: &str| directory.join(format!(".{what}{:x}", cx.asides));
+    let (now, former) = (aside("ckpt"), aside("old"));
+    let former = make_room(&path, former, name.node.is_some())?;
+    socket::bind(fd, &address).map_err(Error::call("bind", path.display()))?;
+    rename(&path, &now)?;
+    let connect_to =
+        socket::unix_address(now.as_os_str().as_bytes()).map_err(Error::call("connect", now.display()))?;
+    cx.aside.push(Aside { unit, now, place: name.node.map(|node| (path, node)), former });
+    Ok(connect_to)
+}
+
+/// The directory to be in for bind(2), and the absolute path of the node.
+fn place(name: &UnixName) -> (PathBuf, PathBuf) {
+    let path = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    if path.is_absolute() {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        return (directory.to_owned(), path.to_owned());
+    }
+    // A relative name whose directory is not known has no node to be put anywhere: any directory does.
+    let base = name.directory.clone().unwrap_or_else(|| PathBuf::from("/tmp"));
+    let path = base.join(path);
+    (base, path)
+}
+
+/// Clears the place: a socket's node is what the former socket left (or will be replaced), anything else is moved aside or, where our node is
+/// to stay, in the way.
+fn make_room(path: &Path, aside: PathBuf, stays: bool) -> Result<Option<(PathBuf, PathBuf)>, Error> {
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(None) };
+    if stays && !meta.file_type().is_socket() {
+        let path = path.display().to_string();
+        return Err(Error::FileMismatch { path, why: "is not a socket now".into() });
+    }
+    if stays {
+        std::fs::remove_file(path).map_err(|e| Error::call("unlink", path.display())(errno(&e)))?;
+        return Ok(None);
+    }
+    rename(path, &aside)?;
+    Ok(Some((aside, path.to_owned())))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to).map_err(|e| Error::call("rename", from.display())(errno(&e)))
+}
+
+fn errno(e: &std::io::Error) -> Errno {
+    Errno::from_raw(e.raw_os_error().unwrap_or(nix::libc::EIO))
+}
+
+/// Puts every node in its place, or takes it away.
+pub(super) fn publish(cx: &mut Rebuild<'_>) -> Result<(), Error> {
+    for aside in std::mem::take(&mut cx.aside) {
+        cx.enter(aside.unit)?;
+        let now = &aside.now;
+        match &aside.place {
+            Some((path, node)) => {
+                let failed = |op| move |e: std::io::Error| Error::call(op, path.display())(errno(&e));
+                std::os::unix::fs::lchown(now, Some(node.uid), Some(node.gid)).map_err(failed("chown"))?;
+                let mode = std::fs::Permissions::from_mode(node.mode);
+                std::fs::set_permissions(now, mode).map_err(failed("chmod"))?;
+                rename(now, path)?;
+            }
+            None => std::fs::remove_file(now).map_err(|e| Error::call("unlink", now.display())(errno(&e)))?,
+        }
+        if let Some((from, to)) = &aside.former {
+            rename(from, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a failed rebuild left aside; best effort.
+pub(super) fn abandon(cx: &mut Rebuild<'_>) {
+    for aside in std::mem::take(&mut cx.aside) {
+        if cx.enter(aside.unit).is_err() {
+            continue;
+        }
+        let _ = std::fs::remove_file(&aside.now);
+        if let Some((from, to)) = &aside.former {
+            let _ = std::fs::rename(from, to);
+        }
+    }
+}
