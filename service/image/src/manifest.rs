@@ -80,8 +80,6 @@ pub enum CheckpointState {
     Captured,
     /// Committed.
     Durable,
-    /// No image: the snapshots are what a restore found in the place of the subvolumes and put aside.
-    Undo,
 }
 
 /// What knows which pages were written since the parent.

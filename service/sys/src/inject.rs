@@ -348,6 +348,27 @@ impl Live {
         first
     }
 
+    /// Holds all threads until something kills the process, which its parent learns only when the tracer has taken the
+    /// news (ptrace(2)). Gives up, and lets it go on, as soon as `give_up` says so.
+    pub fn hold_until_end(mut self, mut give_up: impl FnMut() -> bool) {
+        loop {
+            for held in &mut self.threads {
+                held.at = match std::mem::replace(&mut held.at, At::Lost) {
+                    At::Stopped(thread) => thread.unless_ended().map_or(At::Lost, At::Stopped),
+                    other => other,
+                };
+            }
+            if self.threads.iter().all(|held| matches!(held.at, At::Lost)) {
+                return;
+            }
+            if give_up() {
+                let _ = self.release();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Notes that no thread needs the slots any more.
     fn settle(&mut self) -> Result<()> {
         match self.runner.take() {

@@ -377,6 +377,20 @@ impl Stopped {
         }
     }
 
+    /// The handle again, unless the thread was killed meanwhile.
+    pub fn unless_ended(self) -> Option<Self> {
+        let mut status = 0;
+        // SAFETY: status outlives the call.
+        let found =
+            unsafe { libc::waitpid(self.tid.as_raw(), &raw mut status, libc::__WALL | libc::WNOHANG) };
+        let ended = found == -1 || (found != 0 && !libc::WIFSTOPPED(status));
+        if ended {
+            std::mem::forget(self);
+            return None;
+        }
+        Some(self)
+    }
+
     /// Ends the tracing: it goes on with the signal it was about to get, or stays stopped by job control if it was.
     pub fn detach(self) -> Result<()> {
         let signal = if let Stop::Signal(signal) = self.stop { signal } else { 0 };

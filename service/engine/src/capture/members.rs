@@ -105,6 +105,11 @@ impl Members {
         results.into_iter().collect()
     }
 
+    /// Holds all members until something kills them, or lets them go on when `give_up` says so.
+    pub fn hold_until_end(self, mut give_up: impl FnMut() -> bool) {
+        self.members.into_iter().for_each(|member| member.live.hold_until_end(&mut give_up));
+    }
+
     /// Threads of all members.
     pub fn threads(&self) -> usize {
         self.members.iter().map(|member| member.live.threads().len()).sum()

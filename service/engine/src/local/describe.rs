@@ -3,6 +3,7 @@
 use ckpt_image::{CheckpointState, Kind, Manifest, Tracker};
 
 use crate::api::{CheckpointInfo, SnapshotInfo, UnitMain};
+use crate::storage::UndoInfo;
 
 /// What is shown of a checkpoint.
 pub fn info(manifest: &Manifest) -> CheckpointInfo {
@@ -29,7 +30,6 @@ pub fn info(manifest: &Manifest) -> CheckpointInfo {
         state: match manifest.state {
             CheckpointState::Captured => "writing",
             CheckpointState::Durable => "durable",
-            CheckpointState::Undo => "undo",
         }
         .into(),
         tracker: match manifest.tracker {
@@ -46,6 +46,28 @@ pub fn info(manifest: &Manifest) -> CheckpointInfo {
             .iter()
             .map(|u| UnitMain { unit: u.name.clone(), main_pid: u.main_pid.unwrap_or(0) })
             .collect(),
+    }
+}
+
+/// What is shown of what a restore put aside: files only, no image.
+pub fn undo(group: &str, undo: &UndoInfo) -> CheckpointInfo {
+    CheckpointInfo {
+        id: undo.id.clone(),
+        group: group.into(),
+        kind: "full".into(),
+        parent: None,
+        created: undo.created,
+        freeze_usec: 0,
+        processes: 0,
+        threads: 0,
+        pages_written: 0,
+        image_bytes: 0,
+        snapshots: undo.snapshots.clone(),
+        state: "undo".into(),
+        tracker: "none".into(),
+        description: "files that a restore put aside".into(),
+        tags: Vec::new(),
+        units: Vec::new(),
     }
 }
 

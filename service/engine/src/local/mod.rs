@@ -1,19 +1,26 @@
 //! The engine of this machine: the real one.
 
+mod checkpoint;
+mod delete;
 mod describe;
+mod precheck;
+mod rebuilder;
+mod recover;
+mod restore;
 mod verify;
+mod window;
 
+use std::path::PathBuf;
 use std::sync::Arc;
-
-use ckpt_image::Manifest;
 
 use crate::api::{
     CheckpointInfo, CheckpointRequest, Engine, Event, Group, Job, Problem, RestoreInfo, RestoreRequest,
     Stage, Units,
 };
+use crate::check;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::frozen;
+use crate::storage::{self, Place};
 use crate::store::Store;
 
 /// Checkpoints and restores the groups of this machine.
@@ -30,47 +37,50 @@ impl LocalEngine {
         Self { settings, store, units }
     }
 
-    fn remove(&self, manifest: &Manifest) -> Result<(), Error> {
-        self.store.remove(&manifest.group, &manifest.id.to_string())
+    /// Where snapshots lie.
+    fn place(&self) -> Result<Place, Error> {
+        Place::new(&self.settings)
+    }
+
+    /// The subvolumes that the checkpoints of a group have snapshots of: those of its configuration may have changed since.
+    fn known_subvolumes(&self, group: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut known: Vec<_> =
+            self.store.list(group)?.into_iter().flat_map(|m| m.snapshots).map(|s| s.subvolume).collect();
+        known.sort();
+        known.dedup();
+        Ok(known)
     }
 }
 
 impl Engine for LocalEngine {
-    fn checkpoint(&self, group: &Group, _: &CheckpointRequest, _: &dyn Job) -> Result<CheckpointInfo, Error> {
-        Err(Error::Unsupported(format!("a checkpoint of {}", group.name)))
+    fn checkpoint(
+        &self,
+        group: &Group,
+        request: &CheckpointRequest,
+        job: &dyn Job,
+    ) -> Result<CheckpointInfo, Error> {
+        checkpoint::run(self, group, request, job)
     }
 
-    fn restore(&self, group: &Group, _: &RestoreRequest, _: &dyn Job) -> Result<RestoreInfo, Error> {
-        Err(Error::Unsupported(format!("a restore of {}", group.name)))
+    fn restore(&self, group: &Group, request: &RestoreRequest, job: &dyn Job) -> Result<RestoreInfo, Error> {
+        restore::run(self, group, request, job)
     }
 
     fn check(&self, group: &Group) -> Result<Vec<Problem>, Error> {
-        self.units.units(group)?;
-        Err(Error::Unsupported(format!("a check of {}", group.name)))
+        Ok(check::group(&self.place()?, group, &self.units.units(group)?)?.1)
     }
 
     fn list(&self, group: &str) -> Result<Vec<CheckpointInfo>, Error> {
-        Ok(self.store.list(group)?.iter().map(describe::info).collect())
+        let mut infos: Vec<_> = self.store.list(group)?.iter().map(describe::info).collect();
+        let undos = storage::undos(&self.place()?, group, &self.known_subvolumes(group)?)?;
+        infos.extend(undos.iter().map(|undo| describe::undo(group, undo)));
+        infos.sort_by_key(|info| std::cmp::Reverse(info.created));
+        Ok(infos)
     }
 
     fn delete(&self, group: &Group, ids: &[String], job: &dyn Job) -> Result<(), Error> {
         job.stage(Stage::Deleting);
-        let manifests = self.store.list(&group.name)?;
-        let chosen = ids.iter().map(|id| self.store.find(&group.name, id)).collect::<Result<Vec<_>, _>>()?;
-        for manifest in &chosen {
-            let child = manifests.iter().find(|m| m.parent == Some(manifest.id));
-            if let Some(child) = child.filter(|c| chosen.iter().all(|m| m.id != c.id)) {
-                return Err(Error::InvalidArgs(format!(
-                    "incremental {} rests on {}; delete it too",
-                    child.id, manifest.id
-                )));
-            }
-        }
-        for (done, manifest) in chosen.iter().enumerate() {
-            job.progress(done as u64, chosen.len() as u64);
-            self.remove(manifest)?;
-        }
-        Ok(())
+        delete::checkpoints(self, &group.name, ids, job)
     }
 
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {
@@ -93,14 +103,6 @@ impl Engine for LocalEngine {
     }
 
     fn recover(&self, groups: &[Group]) -> Result<Vec<Event>, Error> {
-        let mount = ckpt_sys::cgroup::mount_point().map_err(|e| Error::Failed(e.to_string()))?;
-        let mut events = frozen::thaw_recorded(&self.settings.run, &mount)?;
-        let mut names: Vec<_> = groups.iter().map(|g| g.name.clone()).chain(self.store.groups()?).collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            events.extend(self.store.remove_leftovers(&name)?);
-        }
-        Ok(events)
+        recover::run(self, groups)
     }
 }

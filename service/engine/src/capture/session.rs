@@ -1,0 +1,257 @@
+//! One capture of a whole group, from the preparation to the files of the image.
+//!
+//! ```text
+//! before the window   prepare   units, what there will be to copy, memory to hold it
+//! in the window       take      members ► descriptors ► address spaces ► ephemeral files ► contents ► copy
+//! after the thaw      write     state · pages · pages.index · ephemeral/N.tar
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitRecord};
+use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
+use ckpt_sys::thread::Deadline;
+
+use super::ephemeral;
+use super::family::namespaces;
+use super::members::{self, Members};
+use super::memory::{self, Copied, Everything, Plan};
+use super::{Files, Objects};
+use crate::api::{Group, Job, Problem, Severity, Unit};
+use crate::error::{Error, with_sources};
+use crate::kinds::{self, Depth, DescriptorCapture};
+use crate::storage::Subvolume;
+use crate::{check, machine};
+
+/// A capture that is prepared.
+pub struct Capture {
+    group: String,
+    units: Vec<UnitRecord>,
+    files: Files,
+    objects: Objects,
+    plan: Plan,
+}
+
+/// A group's state, in memory of ours.
+pub struct Captured {
+    image: GroupImage,
+    copied: Copied,
+}
+
+/// What was written.
+pub struct Written {
+    /// Processes, zombies included.
+    pub processes: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Pages whose content was written.
+    pub pages: u64,
+    /// The files, by name in the checkpoint's directory.
+    pub files: BTreeMap<String, Digest>,
+    /// uname(2) release.
+    pub kernel: String,
+}
+
+impl Capture {
+    /// Looks at the running members and takes the memory that their copy needs.
+    ///
+    /// Errors: NotCheckpointable, NoSpace.
+    pub fn prepare(group: &Group, units: &[Unit], subvolumes: &[Subvolume]) -> Result<Self, Error> {
+        let found = crate::members::list(units)?;
+        let members: Vec<_> = found.iter().map(|m| check::memory_member(m, units)).collect();
+        let plan = Plan::prepare(&members).map_err(|e| e.for_group(&group.name))?;
+        refuse(&group.name, plan.problems())?;
+        Ok(Self {
+            group: group.name.clone(),
+            units: units.iter().map(unit_record).collect(),
+            files: check::files(units, subvolumes),
+            objects: Objects::new(),
+            plan,
+        })
+    }
+
+    /// The units, in the order of `UnitIndex`.
+    pub fn units(&self) -> &[UnitRecord] {
+        &self.units
+    }
+
+    /// Takes everything that is in the window. Archives of ephemeral files go into `directory`, not synced yet.
+    ///
+    /// Errors: NotCheckpointable with what was met that cannot be captured; FreezeTimeout past the deadline.
+    pub fn take(
+        mut self,
+        members: &mut Members,
+        directory: &Path,
+        deadline: Deadline,
+    ) -> Result<Captured, Error> {
+        let clocks = machine::clocks()?;
+        let group = self.group.as_str();
+        let failed = |e: ckpt_sys::Error| match e {
+            ckpt_sys::Error::Deadline { .. } => {
+                Error::FreezeTimeout { group: group.into(), why: with_sources(&e) }
+            }
+            other => Error::Failed(format!("capture of {group}: {}", with_sources(&other))),
+        };
+        let people = members.capture(&self.units, &mut self.files, deadline).map_err(failed)?;
+        refuse(group, &people.problems)?;
+        let open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
+        refuse(group, &open.problems)?;
+
+        let mut memory = self.plan.begin(Box::new(Everything));
+        let mut spaces = Vec::with_capacity(people.spaces.len());
+        for (index, facts) in people.spaces.iter().enumerate() {
+            in_time(group, deadline)?;
+            let (id, name) = (SpaceId(index as u32), &self.units[facts.unit.index()].name);
+            let pid = facts.pid.as_raw();
+            let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
+            let ours = facts.runner.as_slice();
+            let space = memory
+                .space(&member, id, facts.layout.brk, ours, &mut self.files, &mut self.objects)
+                .map_err(|e| e.for_group(group))?;
+            spaces.push(space);
+        }
+        refuse(group, memory.problems())?;
+        memory.contents(&self.files, &self.objects).map_err(|e| e.for_group(group))?;
+        archive_ephemeral(&mut self.units, directory)?;
+        in_time(group, deadline)?;
+        let until = std::time::Instant::now() + deadline.left();
+        let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;
+        let mut kernel = machine::kernel()?;
+        kernel.xcr0 = people
+            .processes
+            .iter()
+            .find_map(|p| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate)))
+            .unwrap_or(0);
+        let image = GroupImage {
+            units: self.units,
+            processes: people.processes,
+            spaces,
+            fd_tables: open.tables,
+            fs: people.fs,
+            sighands: people.sighands,
+            descriptions: open.descriptions,
+            pipes: open.pipes,
+            files: self.files.into_records(),
+            objects: self.objects.into_records(),
+            seccomp_filters: people.seccomp_filters,
+            clocks,
+            kernel,
+            ..GroupImage::default()
+        };
+        Ok(Captured { image, copied })
+    }
+}
+
+impl Captured {
+    /// Writes the files of the image and fsyncs them. Errors: NoSpace, Canceled, Io.
+    pub fn write(self, directory: &Path, job: &dyn Job) -> Result<Written, Error> {
+        let total = self.copied.bytes();
+        let mut pages = PagesWriter::create(directory)?;
+        let complete = self.copied.write(&mut pages, |done| {
+            job.progress(done, total);
+            !job.canceled()
+        })?;
+        if !complete {
+            return Err(Error::Canceled);
+        }
+        let summary = pages.finish()?;
+        let mut files = BTreeMap::new();
+        files.insert(PAGES_FILE.to_owned(), summary.pages);
+        files.insert(INDEX_FILE.to_owned(), summary.index);
+        files.insert(STATE_FILE.to_owned(), write_state(directory, &self.image)?);
+        files.extend(sync_ephemeral(directory)?);
+        let threads = self.image.processes.iter().filter_map(|p| p.body.as_ref()).map(|b| b.threads.len());
+        Ok(Written {
+            processes: self.image.processes.len() as u64,
+            threads: threads.sum::<usize>() as u64,
+            pages: summary.pages_written,
+            files,
+            kernel: self.image.kernel.release,
+        })
+    }
+}
+
+/// What the image says of a unit.
+fn unit_record(unit: &Unit) -> UnitRecord {
+    UnitRecord {
+        name: unit.name.clone(),
+        cgroup: unit.cgroup.clone(),
+        main_pid: (unit.main_pid != 0).then_some(Pid(unit.main_pid)),
+        namespaces: namespaces(unit.main_pid),
+        ephemeral: ephemeral::directories(unit),
+    }
+}
+
+/// Archives what systemd removes with the units; afterwards the records name those directories that were there.
+fn archive_ephemeral(units: &mut [UnitRecord], directory: &Path) -> Result<(), Error> {
+    for (index, unit) in units.iter_mut().enumerate() {
+        let directories = std::mem::take(&mut unit.ephemeral);
+        if let Some(main) = unit.main_pid.filter(|_| !directories.is_empty()) {
+            unit.ephemeral = ephemeral::archive(main.0, &directories, directory, index)?;
+        }
+    }
+    Ok(())
+}
+
+/// Syncs the archives and takes their digests.
+fn sync_ephemeral(directory: &Path) -> Result<BTreeMap<String, Digest>, Error> {
+    let place = directory.join(ephemeral::DIRECTORY);
+    let mut digests = BTreeMap::new();
+    if !place.is_dir() {
+        return Ok(digests);
+    }
+    let failed = |path: &Path| {
+        let what = format!("sync {}", path.display());
+        move |e| Error::io(what, e)
+    };
+    for entry in std::fs::read_dir(&place).map_err(failed(&place))? {
+        let path = entry.map_err(failed(&place))?.path();
+        let mut file = std::fs::File::open(&path).map_err(failed(&path))?;
+        let mut hasher = blake3::Hasher::new();
+        let bytes = std::io::copy(&mut file, &mut hasher).map_err(failed(&path))?;
+        file.sync_all().map_err(failed(&path))?;
+        let name = path.strip_prefix(directory).unwrap_or(&path).to_string_lossy().into_owned();
+        digests.insert(name, Digest { bytes, blake3: Some(hasher.finalize().to_hex().to_string()) });
+    }
+    crate::store::sync_directory(&place)?;
+    crate::store::sync_directory(directory)?;
+    Ok(digests)
+}
+
+/// The descriptors of every table of the group.
+fn descriptors(
+    units: &[UnitRecord],
+    people: &members::Captured,
+    files: &mut Files,
+    objects: &mut Objects,
+) -> Result<kinds::Captured, Error> {
+    let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
+    let pids = people.processes.iter().map(|p| p.pid.0);
+    let mut capture = DescriptorCapture::new(Depth::Contents, &names, pids, files, objects);
+    for (index, table) in people.fd_tables.iter().enumerate() {
+        let id = capture
+            .add_process(table.pid.as_raw(), table.unit)
+            .map_err(|e| Error::io(format!("look at the descriptors of pid {}", table.pid), e))?;
+        if id != FdTableId(index as u32) {
+            return Err(Error::Failed(format!("descriptor table {index} of pid {} is {id}", table.pid)));
+        }
+    }
+    Ok(capture.finish())
+}
+
+/// NotCheckpointable if there is an error among the problems.
+pub fn refuse(group: &str, problems: &[Problem]) -> Result<(), Error> {
+    if problems.iter().any(|p| p.severity == Severity::Error) {
+        return Err(Error::NotCheckpointable { group: group.into(), problems: problems.to_vec() });
+    }
+    Ok(())
+}
+
+fn in_time(group: &str, deadline: Deadline) -> Result<(), Error> {
+    if !deadline.passed() {
+        return Ok(());
+    }
+    let why = "capture took longer than capture.max_freeze allows; make it longer".into();
+    Err(Error::FreezeTimeout { group: group.into(), why })
+}

@@ -1,0 +1,159 @@
+//! What stands against a checkpoint, told without stopping anything.
+
+use std::time::Duration;
+
+use ckpt_sys::gate::Gate;
+
+use crate::api::{Group, Problem, Severity, Unit};
+use crate::capture::files::UnitPlaces;
+use crate::capture::memory::{self, survey};
+use crate::capture::{Files, Objects, ephemeral};
+use crate::error::Error;
+use crate::kinds::{Depth, DescriptorCapture};
+use crate::members::{self, Member};
+use crate::storage::{self, Place, Subvolume};
+
+/// A watchdog that is nearer to the window than this many times its length may fire because of it.
+const WATCHDOG_MARGIN: u32 = 4;
+
+/// The group's subvolumes, and all problems of the group as it is now.
+pub fn group(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>, Vec<Problem>), Error> {
+    let (subvolumes, mut problems) = storage::check(place, &group.config.subvolumes)?;
+    problems.extend(units.iter().filter_map(|unit| watchdog(unit, group.config.capture.max_freeze)));
+    let running: Vec<_> = units.iter().filter(|u| !u.cgroup.is_empty()).cloned().collect();
+    let members = members::list(&running)?;
+    if members.is_empty() {
+        problems.push(nothing_runs(group));
+        return Ok((subvolumes, problems));
+    }
+    problems.extend(not_running(units));
+    problems.extend(members.iter().filter_map(|m| without_gate(m, &running)));
+    problems.extend(traced(&members, &running));
+    problems.extend(memory(group, &members, &running)?);
+    problems.extend(descriptors(&members, &running, &subvolumes));
+    problems.sort_by_key(|p| p.severity == Severity::Warning);
+    Ok((subvolumes, problems))
+}
+
+/// The registry of files for these units.
+pub fn files(units: &[Unit], subvolumes: &[Subvolume]) -> Files {
+    let places = units.iter().map(|unit| UnitPlaces { ephemeral: ephemeral::directories(unit) }).collect();
+    Files::new(subvolumes.iter().map(Subvolume::device).collect(), places)
+}
+
+fn nothing_runs(group: &Group) -> Problem {
+    Problem {
+        code: "not-running".into(),
+        severity: Severity::Error,
+        unit: String::new(),
+        pid: 0,
+        object: group.config.slice.clone().unwrap_or_else(|| group.config.units.join(" ")),
+        text: "no process of the group runs".into(),
+        remedy: "start its services first".into(),
+    }
+}
+
+fn not_running(units: &[Unit]) -> Vec<Problem> {
+    let problem = |unit: &Unit| Problem {
+        code: "not-running".into(),
+        severity: Severity::Warning,
+        unit: unit.name.clone(),
+        pid: 0,
+        object: unit.name.clone(),
+        text: format!("the unit is {}, so it will not be in the checkpoint", unit.active_state),
+        remedy: "start it, if it belongs to the checkpoint".into(),
+    };
+    units.iter().filter(|u| u.cgroup.is_empty()).map(problem).collect()
+}
+
+fn watchdog(unit: &Unit, max_freeze: Duration) -> Option<Problem> {
+    let watchdog = Duration::from_micros(unit.watchdog_usec);
+    if watchdog.is_zero() || watchdog > max_freeze * WATCHDOG_MARGIN {
+        return None;
+    }
+    Some(Problem {
+        code: "short-watchdog".into(),
+        severity: Severity::Warning,
+        unit: unit.name.clone(),
+        pid: 0,
+        object: format!("WatchdogSec={}ms", watchdog.as_millis()),
+        text: format!("it may fire in a freeze window of up to {}ms", max_freeze.as_millis()),
+        remedy: "make WatchdogSec= longer, or capture.max_freeze shorter".into(),
+    })
+}
+
+fn without_gate(member: &Member, units: &[Unit]) -> Option<Problem> {
+    if !matches!(Gate::find(member.pid), Ok(None)) {
+        return None;
+    }
+    let unit = &units[member.unit.index()];
+    let restart = "restart the unit, so that it starts with the preload library";
+    let (text, remedy) = match unit.preloaded {
+        true => (
+            "it runs without the preload library; it is static, setuid, or dropped it",
+            "nothing: it is captured all the same, its file operations are not held back",
+        ),
+        false => ("the unit runs without the preload library until its next start", restart),
+    };
+    Some(Problem {
+        code: "no-preload".into(),
+        severity: Severity::Warning,
+        unit: unit.name.clone(),
+        pid: member.pid,
+        object: program(member.pid),
+        text: text.into(),
+        remedy: remedy.into(),
+    })
+}
+
+/// The program a process runs, for people.
+fn program(pid: i32) -> String {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .map_or_else(|_| format!("pid {pid}"), |p| p.display().to_string())
+}
+
+fn traced(members: &[Member], units: &[Unit]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for member in members {
+        let Ok(status) = ckpt_sys::task::status(nix::unistd::Pid::from_raw(member.pid)) else { continue };
+        if status.tracer != 0 {
+            problems.push(Problem {
+                code: "traced".into(),
+                severity: Severity::Error,
+                unit: units[member.unit.index()].name.clone(),
+                pid: member.pid,
+                object: program(member.pid),
+                text: format!("process {} traces it, so that nobody else can", status.tracer),
+                remedy: "end the debugger or tracer, then try again".into(),
+            });
+        }
+    }
+    problems
+}
+
+fn memory(group: &Group, members: &[Member], units: &[Unit]) -> Result<Vec<Problem>, Error> {
+    let members: Vec<_> = members.iter().map(|m| memory_member(m, units)).collect();
+    Ok(survey(&members).map_err(|e| e.for_group(&group.name))?.problems)
+}
+
+/// A member in the words of the memory's capture.
+pub fn memory_member<'u>(member: &Member, units: &'u [Unit]) -> memory::Member<'u> {
+    memory::Member {
+        pid: member.pid,
+        tid: member.pid,
+        unit: member.unit,
+        unit_name: &units[member.unit.index()].name,
+    }
+}
+
+fn descriptors(members: &[Member], units: &[Unit], subvolumes: &[Subvolume]) -> Vec<Problem> {
+    let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
+    let (mut files, mut objects) = (files(units, subvolumes), Objects::new());
+    let pids = members.iter().map(|m| m.pid);
+    let mut capture = DescriptorCapture::new(Depth::Surface, &names, pids, &mut files, &mut objects);
+    for member in members {
+        // A process that ends meanwhile has no descriptors to speak of.
+        let _ = capture.add_process(member.pid, member.unit);
+    }
+    capture.finish().problems
+}

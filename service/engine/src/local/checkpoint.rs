@@ -1,0 +1,207 @@
+//! The way of a checkpoint.
+//!
+//! ```text
+//! check ► prepare (store, snapshots, memory) ► window: capture ‖ snapshots ► write ► commit
+//!                                                │                                    └ manifest renamed: it exists
+//!                                                └ the group runs from here on, or, with `stop`, ends after the commit
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntry, Tracker, UnitEntry};
+use ckpt_sys::cgroup::Cgroup;
+use ulid::Ulid;
+
+use super::window::{Still, Window, paired};
+use super::{LocalEngine, describe};
+use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Mode, Severity, Stage, Unit};
+use crate::capture::{Capture, Captured, Written};
+use crate::check;
+use crate::error::{Error, with_sources};
+use crate::storage::{Prepared, Taken};
+
+/// Takes a checkpoint of a group.
+pub fn run(
+    engine: &LocalEngine,
+    group: &Group,
+    request: &CheckpointRequest,
+    job: &dyn Job,
+) -> Result<CheckpointInfo, Error> {
+    job.stage(Stage::Checking);
+    if request.mode == Mode::Incremental {
+        return Err(Error::Unsupported("incremental checkpoints; take a full one".into()));
+    }
+    let units = engine.units.units(group)?;
+    let (subvolumes, problems) = check::group(&engine.place()?, group, &units)?;
+    if problems.iter().any(|p| p.severity == Severity::Error) {
+        return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
+    }
+    problems.into_iter().for_each(|p| job.event(Event::Warning(p)));
+    let units: Vec<_> = units.into_iter().filter(|u| !u.cgroup.is_empty()).collect();
+    let id = match request.id.as_str() {
+        "" => Ulid::new(),
+        id => id.parse().map_err(|_| Error::InvalidArgs(format!("{id} is no ULID")))?,
+    };
+    let staging = Staging::begin(engine, &group.name, id)?;
+    let prepared = Prepared::new(&engine.place()?, &subvolumes, &group.name, &id.to_string())?;
+    let capture = Capture::prepare(group, &units, &subvolumes)?;
+    let records = capture.units().to_vec();
+    canceled(job)?;
+
+    job.stage(Stage::Barrier);
+    for subvolume in &subvolumes {
+        subvolume.flush()?;
+    }
+    let cgroups = cgroups(group, &units)?;
+    let window = Window {
+        group: &group.name,
+        run: &engine.settings.run,
+        cgroups: &cgroups,
+        units: &records,
+        subvolumes: &subvolumes,
+        max_freeze: group.config.capture.max_freeze,
+    };
+    let mut still = window.begin()?;
+    job.stage(Stage::Frozen);
+    let taken = capture_paired(capture, &mut still, prepared, &staging.path);
+    let draft = Draft { id, group, request, units: &units, instant: still.instant };
+    if request.stop {
+        let freeze_usec = micros(still.since.elapsed());
+        let (captured, taken) = taken?;
+        let manifest = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
+        end(engine, &units, still)?;
+        return Ok(describe::info(&manifest));
+    }
+    let freeze_usec = micros(still.end()?);
+    let (captured, taken) = taken?;
+    job.captured(&id.to_string());
+    let manifest = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
+    Ok(describe::info(&manifest))
+}
+
+/// Captures in the window, with the snapshots beside it. On failure the snapshots are gone; the caller ends the window.
+fn capture_paired<'s>(
+    capture: Capture,
+    still: &mut Still,
+    prepared: Prepared<'s>,
+    directory: &Path,
+) -> Result<(Captured, Taken<'s>), Error> {
+    let deadline = still.deadline;
+    let members = &mut still.members;
+    paired(prepared, || capture.take(members, directory, deadline))
+}
+
+/// What the manifest says besides what is measured and written.
+struct Draft<'a> {
+    id: Ulid,
+    group: &'a Group,
+    request: &'a CheckpointRequest,
+    units: &'a [Unit],
+    instant: jiff::Timestamp,
+}
+
+/// Writes the image and makes it a checkpoint.
+fn commit(
+    engine: &LocalEngine,
+    draft: Draft<'_>,
+    staging: Staging,
+    captured: Captured,
+    taken: Taken<'_>,
+    freeze_usec: u64,
+    job: &dyn Job,
+) -> Result<Manifest, Error> {
+    job.stage(Stage::Writing);
+    let written = captured.write(&staging.path, job)?;
+    let snapshots = taken.make_durable()?;
+    let manifest = manifest(draft, written, snapshots, freeze_usec);
+    manifest.commit(&staging.path)?;
+    crate::store::sync_directory(&engine.settings.store.join(&manifest.group))?;
+    taken.keep();
+    staging.keep();
+    Ok(manifest)
+}
+
+fn manifest(draft: Draft<'_>, written: Written, snapshots: Vec<SnapshotEntry>, freeze_usec: u64) -> Manifest {
+    Manifest {
+        version: MANIFEST_VERSION,
+        id: draft.id,
+        group: draft.group.name.clone(),
+        kind: Kind::Full,
+        parent: None,
+        created: draft.instant,
+        freeze_usec,
+        processes: written.processes,
+        threads: written.threads,
+        pages_written: written.pages,
+        image_bytes: written.files.values().map(|d| d.bytes).sum(),
+        snapshots,
+        state: CheckpointState::Durable,
+        tracker: Tracker::None,
+        description: draft.request.description.clone(),
+        tags: draft.request.tags.clone(),
+        units: draft
+            .units
+            .iter()
+            .map(|u| UnitEntry { name: u.name.clone(), main_pid: (u.main_pid != 0).then_some(u.main_pid) })
+            .collect(),
+        files: written.files,
+        kernel: written.kernel,
+    }
+}
+
+/// Ends the group where it stands: systemd is told first, so that nothing restarts it, then its processes are killed.
+fn end(engine: &LocalEngine, units: &[Unit], still: Still) -> Result<(), Error> {
+    let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| engine.units.stop(&names, true));
+        // They die without having run since the instant of the checkpoint.
+        still.members.hold_until_end(|| stop.is_finished());
+        stop.join().map_err(|_| Error::Failed("the thread that stops the units ended".into()))?
+    })
+}
+
+/// The directory of a checkpoint that is being made; removed unless it is kept.
+struct Staging {
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Staging {
+    fn begin(engine: &LocalEngine, group: &str, id: Ulid) -> Result<Self, Error> {
+        Ok(Self { path: engine.store.begin(group, id)?, kept: false })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The cgroups that hold the group: that of the slice stops all of it at once, units one by one otherwise.
+fn cgroups(group: &Group, units: &[Unit]) -> Result<Vec<Cgroup>, Error> {
+    let open = |name: &str| {
+        Cgroup::open(name).map_err(|e| Error::Failed(format!("cannot open the cgroup: {}", with_sources(&e))))
+    };
+    let Some(slice) = &group.config.slice else { return units.iter().map(|u| open(&u.cgroup)).collect() };
+    let of_slice =
+        |u: &Unit| u.cgroup.find(&format!("/{slice}/")).map(|at| u.cgroup[..at + slice.len() + 1].to_owned());
+    match units.first().and_then(of_slice) {
+        Some(name) => Ok(vec![open(&name)?]),
+        None => units.iter().map(|u| open(&u.cgroup)).collect(),
+    }
+}
+
+fn canceled(job: &dyn Job) -> Result<(), Error> {
+    if job.canceled() { Err(Error::Canceled) } else { Ok(()) }
+}
+
+fn micros(time: std::time::Duration) -> u64 {
+    time.as_micros().try_into().unwrap_or(u64::MAX)
+}

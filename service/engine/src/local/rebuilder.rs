@@ -1,0 +1,54 @@
+//! Running ckpt-restore, which rebuilds the members in a process of its own.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::api::Stub;
+use crate::error::Error;
+use crate::rebuild::{Failure, Report, Request, UnitPlace};
+
+/// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
+pub fn run(libdir: &Path, directory: &Path, stubs: &[Stub]) -> Result<Report, Error> {
+    let program = libdir.join("ckpt-restore");
+    let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
+    let units = stubs
+        .iter()
+        .map(|s| UnitPlace { name: s.unit.clone(), cgroup: s.cgroup.clone(), stub: Some(s.pid) })
+        .collect();
+    let request = Request { image: directory.to_owned(), units };
+    let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
+    let mut child = Command::new(&program)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed("start", e))?;
+    if let Some(mut input) = child.stdin.take() {
+        // It may end before it has read everything; its exit status says why.
+        let _ = input.write_all(&request);
+    }
+    let output = child.wait_with_output().map_err(|e| failed("wait for", e))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if let Ok(report) = serde_json::from_slice::<Report>(&output.stdout) {
+        return Ok(report);
+    }
+    match serde_json::from_slice::<Failure>(&output.stdout) {
+        Ok(failure) => Err(error(failure, "", "")),
+        Err(_) => {
+            Err(Error::Failed(format!("ckpt-restore ended without an answer ({}): {said}", output.status)))
+        }
+    }
+}
+
+fn error(failure: Failure, group: &str, id: &str) -> Error {
+    let text = failure.to_string();
+    match failure.error.as_str() {
+        "IncompatibleKernel" => Error::IncompatibleKernel(text),
+        "FileMismatch" => Error::FileMismatch { path: failure.object, why: failure.text },
+        "Corrupt" => Error::Corrupt { path: id.into(), why: text },
+        "Unsupported" => Error::Unsupported(text),
+        "NotRestorable" => Error::NotRestorable { group: group.into(), id: id.into(), why: text },
+        _ => Error::Failed(text),
+    }
+}

@@ -1,0 +1,105 @@
+//! The way of a restore.
+//!
+//! ```text
+//! find ► verify, check all that can be checked ► stop the units ► exchange the subvolumes ► stubs ► ckpt-restore ► adopt
+//! └───────────── nothing is touched ─────────┘  └─────────── a failure puts the old subvolumes back ──────────┘
+//! ```
+
+use std::path::Path;
+use std::time::Instant;
+
+use ckpt_image::{Manifest, read_state};
+
+use super::rebuilder;
+use super::{LocalEngine, precheck, verify};
+use crate::api::{Group, Job, RestoreInfo, RestoreRequest, Stage, Stub};
+use crate::error::Error;
+use crate::rebuild::Report;
+use crate::storage::{self, Undo};
+
+/// Restores a checkpoint of a group.
+pub fn run(
+    engine: &LocalEngine,
+    group: &Group,
+    request: &RestoreRequest,
+    job: &dyn Job,
+) -> Result<RestoreInfo, Error> {
+    let begin = Instant::now();
+    let manifest = engine.store.find(&group.name, &request.checkpoint)?;
+    let directory = engine.store.directory(&group.name, &manifest.id.to_string());
+    job.stage(Stage::Checking);
+    check(&directory, &manifest, job)?;
+    if job.canceled() {
+        return Err(Error::Canceled);
+    }
+
+    job.stage(Stage::Stopping);
+    let units: Vec<_> = manifest.units.iter().map(|u| u.name.clone()).collect();
+    engine.units.stop(&all_units(engine, group, &units)?, true)?;
+    job.stage(Stage::Exchanging);
+    let mut undo = storage::exchange(&manifest.snapshots)?;
+    let rebuilt = match rebuild(engine, &directory, &units, &mut undo, job) {
+        Ok(rebuilt) => rebuilt,
+        Err(error) => return Err(give_up(engine, &units, undo, error)),
+    };
+    let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+    engine.units.adopt(&rebuilt.units)?;
+    Ok(RestoreInfo {
+        id: manifest.id.to_string(),
+        group: group.name.clone(),
+        processes: rebuilt.processes,
+        restore_usec,
+        units: rebuilt.units,
+    })
+}
+
+/// Everything that can be looked at before anything is stopped.
+fn check(directory: &Path, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
+    verify::image(directory, manifest, job)?;
+    storage::verify(&manifest.snapshots)?;
+    let image = read_state(directory)?;
+    precheck::image(&image)
+}
+
+/// The units of the image and those that have joined the group since: all of them are to stand still while files change.
+fn all_units(engine: &LocalEngine, group: &Group, of_image: &[String]) -> Result<Vec<String>, Error> {
+    let mut names: Vec<_> =
+        engine.units.units(group)?.into_iter().filter(|u| !u.cgroup.is_empty()).map(|u| u.name).collect();
+    names.extend(of_image.iter().cloned());
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn rebuild(
+    engine: &LocalEngine,
+    directory: &Path,
+    units: &[String],
+    undo: &mut Undo,
+    job: &dyn Job,
+) -> Result<Report, Error> {
+    job.stage(Stage::Starting);
+    let stubs: Vec<Stub> = engine.units.start_stubs(units)?;
+    if job.canceled() {
+        return Err(Error::Canceled);
+    }
+    job.stage(Stage::Rebuilding);
+    // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
+    undo.commit()?;
+    rebuilder::run(&engine.settings.libdir, directory, &stubs)
+}
+
+/// Leaves the group stopped with the old subvolumes in place.
+fn give_up(engine: &LocalEngine, units: &[String], mut undo: Undo, error: Error) -> Error {
+    let mut also = Vec::new();
+    if let Err(e) = engine.units.abandon(units) {
+        also.push(format!("the units could not be stopped: {e}"));
+    }
+    if let Err(e) = undo.revert() {
+        also.push(format!("the subvolumes could not be put back: {e}; they are kept as {}", undo.id()));
+    }
+    match also.is_empty() {
+        true => error,
+        false => Error::Failed(format!("{error}; moreover {}", also.join(", and "))),
+    }
+}

@@ -1,0 +1,159 @@
+//! The freeze window: everything of the group stands still between its two ends.
+//!
+//! ```text
+//!  gates closed, drained, subvolumes flushed      the group computes on
+//!  ┌ record ► cgroup.freeze 1 ► gates still quiet? ─no─► thaw, drain, again
+//!  │ seize every thread ► cgroup.freeze 0 (the threads stay stopped)
+//!  │ capture ‖ snapshots
+//!  └ detach ► gates open                          the group computes on
+//! ```
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ckpt_image::records::UnitRecord;
+use ckpt_sys::cgroup::{Cgroup, Frozen};
+use ckpt_sys::seize::{Process, seize_frozen};
+use ckpt_sys::thread::Deadline;
+use jiff::Timestamp;
+
+use crate::barrier::Barrier;
+use crate::capture::members::Members;
+use crate::error::{Error, with_sources};
+use crate::frozen::FrozenRecord;
+use crate::storage::{Prepared, Subvolume, Taken};
+
+/// How often a freeze is tried again because an operation slipped in or a thread could not stop.
+const ATTEMPTS: u32 = 8;
+
+/// A group that is about to stand still.
+pub struct Window<'a> {
+    /// Group name, for the record and for errors.
+    pub group: &'a str,
+    /// /run/ckpt.
+    pub run: &'a Path,
+    /// The cgroups to freeze: that of the slice, or those of the units.
+    pub cgroups: &'a [Cgroup],
+    /// The units that the members belong to.
+    pub units: &'a [UnitRecord],
+    /// Flushed once more when the gates are closed.
+    pub subvolumes: &'a [Subvolume],
+    /// The longest it may last.
+    pub max_freeze: Duration,
+}
+
+/// A group that stands still: every thread stopped, gates closed. Dropped, it runs on.
+pub struct Still {
+    /// The members, all threads stopped.
+    pub members: Members,
+    /// When the window has to end.
+    pub deadline: Deadline,
+    /// When it began.
+    pub since: Instant,
+    /// The same on the clock of the calendar.
+    pub instant: Timestamp,
+    // Dropped after the processes: the gates open last.
+    barrier: Barrier,
+}
+
+impl Still {
+    /// Lets everything run on. Returns how long it stood still.
+    pub fn end(self) -> Result<Duration, Error> {
+        let Still { members, since, barrier, .. } = self;
+        let released = members.release();
+        let window = since.elapsed();
+        drop(barrier);
+        released.map_err(failed("let the members go on"))?;
+        Ok(window)
+    }
+}
+
+impl Window<'_> {
+    /// Closes the gates, drains, flushes and stops every thread.
+    ///
+    /// Errors: FreezeTimeout if not everything stopped within `max_freeze`, on any of a few attempts; the group runs then.
+    pub fn begin(&self) -> Result<Still, Error> {
+        let mut barrier =
+            Barrier::close(&self.pids()?, self.drain_deadline()).map_err(failed("close the gates"))?;
+        for subvolume in self.subvolumes {
+            subvolume.flush()?;
+        }
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
+            barrier.drain(self.drain_deadline());
+            match self.stop(&barrier) {
+                Ok((processes, since, instant)) => {
+                    let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
+                    let members = Members::hold(processes, self.units, deadline);
+                    let members = members.map_err(failed("look at the members"))?;
+                    return Ok(Still { members, deadline, since, instant, barrier });
+                }
+                Err(Attempt::Again(why)) => last = why,
+                Err(Attempt::Final(error)) => return Err(error),
+            }
+        }
+        Err(Error::FreezeTimeout { group: self.group.into(), why: last })
+    }
+
+    /// One attempt to stop everything.
+    fn stop(&self, barrier: &Barrier) -> Result<(Vec<Process>, Instant, Timestamp), Attempt> {
+        let names: Vec<_> = self.cgroups.iter().map(|c| c.name().to_owned()).collect();
+        let _record = FrozenRecord::write(self.run, self.group, &names).map_err(Attempt::Final)?;
+        let since = Instant::now();
+        let deadline = Deadline::after(self.max_freeze);
+        let frozen = Frozen::freeze(self.cgroups, deadline).map_err(attempt)?;
+        let instant = Timestamp::now();
+        if !barrier.still_quiet() {
+            return Err(Attempt::Again("file operations began faster than they could be held back".into()));
+        }
+        let processes = seize_frozen(frozen, deadline).map_err(attempt)?;
+        Ok((processes, since, instant))
+    }
+
+    fn pids(&self) -> Result<Vec<i32>, Error> {
+        let mut pids = Vec::new();
+        for cgroup in self.cgroups {
+            let members = cgroup.members().map_err(failed("list the members"))?;
+            pids.extend(members.into_iter().map(|m| m.pid.as_raw()));
+        }
+        Ok(pids)
+    }
+
+    /// Operations that execute get this long to end; what takes longer is captured in the middle of it, which is right too.
+    fn drain_deadline(&self) -> Duration {
+        (self.max_freeze / 4).min(Duration::from_millis(100))
+    }
+}
+
+/// How an attempt to stop the group failed.
+enum Attempt {
+    Again(String),
+    Final(Error),
+}
+
+fn attempt(error: ckpt_sys::Error) -> Attempt {
+    let text = with_sources(&error);
+    match error {
+        ckpt_sys::Error::Deadline { .. } => Attempt::Again(text),
+        _ => Attempt::Final(Error::Failed(text)),
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(ckpt_sys::Error) -> Error {
+    move |e| Error::Failed(format!("cannot {what}: {}", with_sources(&e)))
+}
+
+/// Takes the snapshots in a thread of their own while `capture` runs in this one (ptrace(2): the tracer is a thread).
+/// If either fails, neither is there.
+pub fn paired<'s, T>(
+    prepared: Prepared<'s>,
+    capture: impl FnOnce() -> Result<T, Error>,
+) -> Result<(T, Taken<'s>), Error> {
+    std::thread::scope(|scope| {
+        let snapshots = scope.spawn(|| prepared.take());
+        let captured = capture();
+        let taken = snapshots.join().map_err(|_| Error::Failed("the snapshots' thread ended".into()))??;
+        Ok((captured?, taken))
+    })
+}

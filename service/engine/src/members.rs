@@ -1,0 +1,69 @@
+//! Which processes are the group: those in the cgroups of its units.
+
+use ckpt_image::records::UnitIndex;
+use ckpt_sys::cgroup::Cgroup;
+
+use crate::api::Unit;
+use crate::error::{Error, with_sources};
+
+/// A process of a group, by the place where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its pid, in our PID namespace.
+    pub pid: i32,
+    /// Its unit.
+    pub unit: UnitIndex,
+    /// Its cgroup below the unit's, "" for the unit's own.
+    pub cgroup: String,
+}
+
+/// The members of the units now; without zombies, whose cgroup the kernel lists nobody in.
+pub fn list(units: &[Unit]) -> Result<Vec<Member>, Error> {
+    let mut members = Vec::new();
+    for (index, unit) in units.iter().enumerate().filter(|(_, u)| !u.cgroup.is_empty()) {
+        let failed = |e: ckpt_sys::Error| {
+            Error::Failed(format!("cannot list the processes of {}: {}", unit.name, with_sources(&e)))
+        };
+        let cgroup = Cgroup::open(&unit.cgroup).map_err(failed)?;
+        for member in cgroup.members().map_err(failed)? {
+            members.push(Member {
+                pid: member.pid.as_raw(),
+                unit: UnitIndex(index as u32),
+                cgroup: below(&unit.cgroup, &member.cgroup).unwrap_or_default().to_owned(),
+            });
+        }
+    }
+    Ok(members)
+}
+
+/// The unit that a cgroup belongs to, and the rest of its path below the unit's cgroup.
+pub fn place<'c>(units: &[Unit], cgroup: &'c str) -> Option<(UnitIndex, &'c str)> {
+    units
+        .iter()
+        .enumerate()
+        .filter(|(_, unit)| !unit.cgroup.is_empty())
+        .find_map(|(index, unit)| below(&unit.cgroup, cgroup).map(|rest| (UnitIndex(index as u32), rest)))
+}
+
+/// What is left of `path` below `parent`, without a leading slash; `None` if it is not below it.
+fn below<'p>(parent: &str, path: &'p str) -> Option<&'p str> {
+    match path.strip_prefix(parent)? {
+        "" => Some(""),
+        rest => rest.strip_prefix('/'),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_of_the_unit_whose_name_it_begins_with() {
+        let unit = |cgroup: &str| Unit { cgroup: cgroup.into(), ..Default::default() };
+        let units = [unit("/a.slice/x.service"), unit(""), unit("/a.slice/x.service2")];
+        assert_eq!(place(&units, "/a.slice/x.service"), Some((UnitIndex(0), "")));
+        assert_eq!(place(&units, "/a.slice/x.service/worker/1"), Some((UnitIndex(0), "worker/1")));
+        assert_eq!(place(&units, "/a.slice/x.service2"), Some((UnitIndex(2), "")));
+        assert_eq!(place(&units, "/b.slice"), None);
+    }
+}
