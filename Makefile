@@ -56,7 +56,7 @@ target/victims/forker: tests/victims/forker
 	@install -m 755 $< $@
 
 unit: deps ## tests that need no machine
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 integration: stage ## tests of the installed project in a throwaway machine; FILTER=part-of-a-name
 	$(machine) run --stage '$(stage)' --timeout 1200 -- $(CURDIR)/target/debug/integration $(FILTER)
