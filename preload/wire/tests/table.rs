@@ -127,11 +127,15 @@ fn nothing_starts_behind_a_closed_gate() {
                     if slot.execute_if_open(table.gate()) {
                         slipped.fetch_or(frozen.load(SeqCst), SeqCst);
                         slot.end();
+                    } else {
+                        while !table.gate().is_open() {
+                            thread::yield_now();
+                        }
                     }
                 }
             });
         }
-        for _ in 0..20_000 {
+        for _ in 0..5_000 {
             table.gate().close(1, 1, 1);
             while table.slots().any(|slot| slot.state() != State::Free) {
                 thread::yield_now();
