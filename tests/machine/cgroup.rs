@@ -110,9 +110,9 @@ fn base() -> Result<PathBuf> {
     Ok(mount.join(own))
 }
 
-/// Mount point of the cgroup v2 hierarchy in a mountinfo text, proc_pid_mountinfo(5).
+/// Mount point of the cgroup v2 hierarchy in a mountinfo text, proc_pid_mountinfo(5). Of several the last: it may cover others.
 fn cgroup2_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
+    mountinfo.lines().rev().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         (right.split(' ').next()? == "cgroup2").then(|| left.split(' ').nth(4).map(PathBuf::from))?
     })

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::{Mode, SFlag, mknod};
 
 use crate::MachineArgs;
 use crate::error::{Context, Error, Result};
@@ -120,6 +121,11 @@ fn attach(image: &File) -> Result<Disk> {
         let number =
             u32::try_from(number).map_err(|_| std::io::Error::last_os_error()).of("find a loop device")?;
         let path = loop_path(number);
+        if !path.exists() {
+            // Only where /dev is not the kernel's own, in a container: losetup(8) does the same.
+            let device = nix::sys::stat::makedev(7, number.into());
+            mknod(&path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), device).on("make device", &path)?;
+        }
         let device = OpenOptions::new().read(true).write(true).open(&path).on("open", &path)?;
         match configure(&device, image) {
             Ok(()) => return Ok(Disk { device, number }),

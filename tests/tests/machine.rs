@@ -165,6 +165,22 @@ fn a_kept_disk_survives_a_second_boot() {
 }
 
 #[test]
+fn a_machine_runs_in_a_machine_as_on_any_host_with_systemd() {
+    if !possible() {
+        return;
+    }
+    let program = env!("CARGO_BIN_EXE_machine");
+    let directory = format!("--bind={}", env!("CARGO_MANIFEST_DIR"));
+    let script = format!(
+        "{program} run -- /bin/sh -c 'systemctl is-system-running --wait; exit 3'; echo $?; \
+         systemctl list-units --no-legend 'run-*.scope'; losetup -n | wc -l"
+    );
+    let out = run(&["run", &directory, "--", "/bin/sh", "-c", &script]);
+    let said = text(&out.stdout);
+    assert!(said.starts_with("running\n3\n") && !said.contains("scope"), "{said}{}", text(&out.stderr));
+}
+
+#[test]
 fn several_machines_run_at_once_and_do_not_see_each_other() {
     if !possible() {
         return;
