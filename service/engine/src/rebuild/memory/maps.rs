@@ -96,7 +96,7 @@ pub(super) fn map(
     };
     for (set, bit) in [
         (mapping.kind == MappingKind::Anonymous, libc::MAP_ANONYMOUS),
-        (flags.grows_down, libc::MAP_GROWSDOWN | libc::MAP_STACK),
+        (flags.grows_down, libc::MAP_GROWSDOWN),
         (flags.no_reserve && !flags.droppable, libc::MAP_NORESERVE),
         (flags.hugetlb != 0 && mapping.kind == MappingKind::Anonymous, libc::MAP_HUGETLB),
     ] {

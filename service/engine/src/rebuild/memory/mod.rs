@@ -3,11 +3,11 @@
 //! ```text
 //!  munmap    all but the runner and the kernel's pages (vvar, vDSO)
 //!  mremap    vvar and vDSO to their old places
+//!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable (refused while the old executable is mapped)
 //!  shmat     System V segments, cut to what was still attached
 //!  mmap      every mapping, writable if it has pages to fill
 //!  preadv    pages from the file `pages`, as many places as fit into one call
 //!  mprotect  what was writable only for that; then advice, names, guards, locks
-//!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable
 //!  mseal     at last
 //! ```
 //! [`script`] is a pure function of the record and the page index; [`Script::run`] drives it through a [`Member`](super::Member).
@@ -124,6 +124,7 @@ pub fn script(
     }
     ground.clear(&mut script);
     ground.place(space, &mut script)?;
+    set_mm_map(space, &mut script);
     maps::attach_segments(space, objects, &mut script)?;
     let filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();
@@ -134,7 +135,6 @@ pub fn script(
     for (mapping, runs) in space.mappings.iter().zip(&filled) {
         maps::finish(mapping, !runs.is_empty(), &mut script);
     }
-    set_mm_map(space, &mut script);
     if space.mlock_future != 0 {
         script.must(libc::SYS_mlockall, [v(u64::from(space.mlock_future)), v(0), v(0), v(0), v(0), v(0)]);
     }
