@@ -54,6 +54,8 @@ pub(crate) struct Found {
     pub link: Vec<u8>,
     pub stat: FileStat,
     pub info: fdinfo::FdInfo,
+    /// It was in a queue; `place` is our own.
+    pub in_flight: bool,
 }
 
 impl Found {
@@ -130,6 +132,16 @@ impl<'a> DescriptorCapture<'a> {
 
     /// Adds a living process: its table, which may be one that is known (CLONE_FILES). Errors: ESRCH and the like of /proc and pidfd_open.
     pub fn add_process(&mut self, pid: i32, unit: UnitIndex) -> Result<FdTableId, Errno> {
+        self.add_descriptors(pid, unit, &numbers(pid)?)
+    }
+
+    /// The same with only some of its descriptors, ascending.
+    pub fn add_descriptors(
+        &mut self,
+        pid: i32,
+        unit: UnitIndex,
+        numbers: &[RawFd],
+    ) -> Result<FdTableId, Errno> {
         let place = match self.find_table(pid)? {
             Ok(id) => {
                 self.table_of.insert(pid, id);
@@ -140,7 +152,7 @@ impl<'a> DescriptorCapture<'a> {
         let id = FdTableId(self.tables.len() as u32);
         let process = descriptor::open_process(pid)?;
         let mut table = FdTableRecord { id, descriptors: Vec::new(), posix_locks: Vec::new() };
-        for fd in numbers(pid)? {
+        for &fd in numbers {
             let Some(info) = self.read_info(pid, unit, fd)? else { continue };
             let index = self.find(process.as_fd(), Place { pid, fd }, unit, &info)?;
             let Some(index) = index else { continue };
@@ -206,7 +218,7 @@ impl<'a> DescriptorCapture<'a> {
             return Ok(Some(hint));
         }
         match descriptor::take(process, place.fd) {
-            Ok(fd) => self.add(fd, place, unit, info.clone()).map(Some),
+            Ok(fd) => self.add(fd, place, unit, info.clone(), false).map(Some),
             Err(Errno::EBADF) => Ok(None),
             Err(e) => Err(e),
         }
@@ -218,6 +230,7 @@ impl<'a> DescriptorCapture<'a> {
         place: Place,
         unit: UnitIndex,
         info: fdinfo::FdInfo,
+        in_flight: bool,
     ) -> Result<usize, Errno> {
         let stat = fstat(&fd)?;
         let bucket = (stat.st_dev, stat.st_ino, info.flags & !(libc::O_CLOEXEC as u32));
@@ -236,7 +249,16 @@ impl<'a> DescriptorCapture<'a> {
         same.insert(low, index);
         let id = DescriptionId(index as u32);
         self.by_ino.entry(stat.st_ino).or_default().push(id);
-        self.found.push(Arc::new(Found { id, unit, place, fd, link: link.into_vec(), stat, info }));
+        self.found.push(Arc::new(Found {
+            id,
+            unit,
+            place,
+            fd,
+            link: link.into_vec(),
+            stat,
+            info,
+            in_flight,
+        }));
         Ok(index)
     }
 
@@ -248,7 +270,7 @@ impl<'a> DescriptorCapture<'a> {
             Refusal::new("descriptor-unreadable", format!("in flight: {line}"), "report it")
         })?;
         info.locks.retain(|lock| lock.kind != fdinfo::LockKind::Posix);
-        let index = self.add(fd, place, unit, info).map_err(Refusal::call("kcmp"))?;
+        let index = self.add(fd, place, unit, info, true).map_err(Refusal::call("kcmp"))?;
         Ok(self.found[index].id)
     }
 
@@ -287,12 +309,14 @@ impl<'a> DescriptorCapture<'a> {
 
     /// Notes something that will not be as it was.
     pub(super) fn warn(&mut self, found: &Found, refusal: Refusal) {
-        self.problem(Severity::Warning, found.unit, found.place.pid, object(found), refusal);
+        let pid = if found.in_flight { 0 } else { found.place.pid };
+        self.problem(Severity::Warning, found.unit, pid, object(found), refusal);
     }
 
     /// Notes what stands against a checkpoint.
     pub(super) fn refuse(&mut self, found: &Found, refusal: Refusal) {
-        self.problem(Severity::Error, found.unit, found.place.pid, object(found), refusal);
+        let pid = if found.in_flight { 0 } else { found.place.pid };
+        self.problem(Severity::Error, found.unit, pid, object(found), refusal);
     }
 
     fn problem(&mut self, severity: Severity, unit: UnitIndex, pid: i32, object: String, why: Refusal) {
@@ -392,11 +416,7 @@ fn description(found: &Found, kind: DescriptionKind) -> DescriptionRecord {
 
 fn object(found: &Found) -> String {
     let link = String::from_utf8_lossy(&found.link);
-    if found.place.pid == std::process::id() as i32 {
-        format!("in flight ({link})")
-    } else {
-        format!("fd {} ({link})", found.place.fd)
-    }
+    if found.in_flight { format!("in flight ({link})") } else { format!("fd {} ({link})", found.place.fd) }
 }
 
 fn unknown(name: &str) -> Refusal {

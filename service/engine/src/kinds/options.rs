@@ -62,17 +62,12 @@ const IP: &[Entry] = &[
     (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 4),
     (libc::IPPROTO_IP, libc::IP_MINTTL, 4),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 4),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 4),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 4),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 4),
 ];
 
 /// ipv6(7).
 const IPV6: &[Entry] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 4),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 4),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 4),
@@ -99,9 +94,17 @@ const TCP: &[Entry] = &[
     (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4),
 ];
 
-/// udp(7).
-const UDP: &[Entry] =
-    &[(libc::IPPROTO_UDP, libc::UDP_CORK, 4), (libc::IPPROTO_UDP, 103, 4), (libc::IPPROTO_UDP, 104, 4)];
+/// udp(7), with UDP_SEGMENT and UDP_GRO, and what streams have no use for of ip(7) and ipv6(7).
+const UDP: &[Entry] = &[
+    (libc::IPPROTO_UDP, libc::UDP_CORK, 4),
+    (libc::IPPROTO_UDP, 103, 4),
+    (libc::IPPROTO_UDP, 104, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
+];
 
 /// netlink(7): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
 const NETLINK: &[Entry] = &[
@@ -169,12 +172,6 @@ pub(super) fn apply_filter(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Resu
         .iter()
         .find(|option| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
     filter.map_or(Ok(()), |option| socket::set_filter(fd, &option.value))
-}
-
-/// The value of an int option, if it was captured.
-pub(super) fn int(options: &[SocketOption], level: i32, name: i32) -> Option<i32> {
-    let option = options.iter().find(|option| (option.level, option.name) == (level, name))?;
-    option.value.as_slice().try_into().ok().map(i32::from_ne_bytes)
 }
 
 fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<(), Errno> {

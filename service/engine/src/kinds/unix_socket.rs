@@ -8,7 +8,8 @@ use ckpt_image::records::{
     DescriptionId, DescriptionKind, Pid, UnixMessage, UnixPeer, UnixRecord, UnixState,
 };
 use ckpt_sys::descriptor::diag::{UnixDiag, UnixSocket};
-use ckpt_sys::descriptor::{self, message, socket};
+use ckpt_sys::descriptor::message::{self, Message};
+use ckpt_sys::descriptor::{self, socket};
 use nix::errno::Errno;
 use nix::libc;
 
@@ -99,11 +100,52 @@ struct PeekOffset<'a> {
 }
 
 impl<'a> PeekOffset<'a> {
-    /// From here on each peek goes on where the one before ended (SO_PEEK_OFF, Linux 3.4).
+    /// Remembers it (SO_PEEK_OFF, Linux 3.4).
     fn begin(fd: BorrowedFd<'a>) -> Result<Self, Errno> {
         let was = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-        socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
         Ok(Self { fd, was })
+    }
+
+    /// Looks from byte `at` of the queue on.
+    fn peek(&self, at: usize, room: usize) -> Result<Option<Message>, Errno> {
+        socket::set_int_option(self.fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at as i32)?;
+        match message::peek(self.fd, room) {
+            Err(Errno::ENOTCONN | Errno::EINVAL) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// The message at byte `at`, or a piece of a stream. What carries descriptors begins a piece of its own, so that whoever reads up to there
+    /// does not get them. `None` at the end; an empty message ends the queue too, since it cannot be told from the end of file.
+    fn piece(&self, at: usize, kind: i32) -> Result<Option<Message>, Errno> {
+        let mut room = PIECE;
+        let message = loop {
+            match self.peek(at, room) {
+                Err(Errno::EMSGSIZE) if room < LARGEST => room *= 4,
+                other => break other?,
+            }
+        };
+        let message = message.filter(|message| !message.data.is_empty() || !message.rights.is_empty());
+        match message {
+            Some(message) if kind == libc::SOCK_STREAM && !message.rights.is_empty() => {
+                self.before_rights(at, message).map(Some)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A read of a stream goes on into what carries descriptors and ends behind it. Gives what is before that, or if nothing is, all of it.
+    fn before_rights(&self, at: usize, mut message: Message) -> Result<Message, Errno> {
+        socket::set_int_option(self.fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at as i32)?;
+        let before = match message.data.len() {
+            0 => 0,
+            len => message::whole_pieces(self.fd, len - 1)?,
+        };
+        if before > 0 {
+            message.data.truncate(before);
+            message.rights.clear();
+        }
+        Ok(message)
     }
 }
 
@@ -122,24 +164,10 @@ fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec
         return Ok(Vec::new());
     }
     let mut queue = Vec::new();
-    let _offset = PeekOffset::begin(fd).map_err(&failed)?;
-    let mut room = PIECE;
-    loop {
-        let message = match message::peek(fd, room) {
-            Ok(None) | Err(Errno::ENOTCONN | Errno::EINVAL) => break,
-            Err(Errno::EMSGSIZE) if room < LARGEST => {
-                room *= 4;
-                socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).map_err(&failed)?;
-                queue.clear();
-                continue;
-            }
-            Err(e) => return Err(failed(e)),
-            Ok(Some(message)) => message,
-        };
-        // End of file: of a stream always, of a seqpacket socket where nothing at all is in the message.
-        if message.data.is_empty() && message.rights.is_empty() {
-            break;
-        }
+    let offset = PeekOffset::begin(fd).map_err(&failed)?;
+    let mut at = 0;
+    while let Some(message) = offset.piece(at, kind).map_err(&failed)? {
+        at += message.data.len();
         let rights = message.rights.into_iter().map(|fd| cx.in_flight(fd, found.unit));
         queue.push(UnixMessage {
             data: message.data,

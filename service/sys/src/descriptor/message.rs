@@ -27,16 +27,34 @@ pub struct Message {
 /// Looks at what lies at the socket's peek offset, at most `room` bytes, and leaves it (MSG_PEEK). `None` if nothing is there.
 /// Errors: EMSGSIZE if a datagram or its control messages are larger.
 pub fn peek(fd: BorrowedFd<'_>, room: usize) -> Result<Option<Message>> {
+    receive(fd, room, false)
+}
+
+/// How many bytes are in the pieces of a unix stream that lie at the peek offset and are within `room` bytes as a whole, up to the first
+/// that carries descriptors. A peek tells descriptors even of the piece behind its last byte; but the kernel copies a piece
+/// or, where the buffer ends in a fault, nothing of it.
+pub fn whole_pieces(fd: BorrowedFd<'_>, room: usize) -> Result<usize> {
+    match receive(fd, room, true) {
+        Ok(message) => Ok(message.map_or(0, |message| message.data.len())),
+        Err(Errno::EFAULT) => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// MSG_PEEK into `room` bytes, behind which there is nothing or, with `fault`, an address that faults.
+fn receive(fd: BorrowedFd<'_>, room: usize, fault: bool) -> Result<Option<Message>> {
     let mut data = vec![0u8; room];
     let mut from = [0u8; size_of::<libc::sockaddr_storage>()];
     let mut control = [0u64; CONTROL_WORDS];
-    let mut iov = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
-    // SAFETY: msghdr is plain data; every pointer set below is to a buffer of that length that outlives the call.
+    let beyond = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: if fault { 1 << 20 } else { 0 } };
+    let mut iov = [libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() }, beyond];
+    // SAFETY: msghdr is plain data; every pointer set below is to a buffer of that length that outlives the call, but for a
+    // null one, at which the kernel finds nothing mapped and stops.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_name = from.as_mut_ptr().cast();
     header.msg_namelen = from.len() as u32;
-    header.msg_iov = &raw mut iov;
-    header.msg_iovlen = 1;
+    header.msg_iov = iov.as_mut_ptr();
+    header.msg_iovlen = if fault { 2 } else { 1 };
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
@@ -152,5 +170,17 @@ mod tests {
             assert_eq!(message.credentials, Some((me.0, uid, gid)));
         }
         assert!(peek(a.as_fd(), 100).unwrap().is_none());
+    }
+
+    #[test]
+    fn where_a_piece_with_descriptors_begins_can_be_found() {
+        let (a, b) = socket::pair(libc::SOCK_STREAM).unwrap();
+        send(a.as_fd(), b"one", &[], &[], None).unwrap();
+        send(a.as_fd(), b"two", &[], &[], None).unwrap();
+        send(a.as_fd(), b"with", &[], &[a.as_fd()], None).unwrap();
+        send(a.as_fd(), b"after", &[], &[], None).unwrap();
+        assert_eq!(peek(b.as_fd(), 100).unwrap().unwrap().data, b"onetwowith");
+        let whole = [1, 3, 5, 9, 10, 100].map(|room| whole_pieces(b.as_fd(), room).unwrap());
+        assert_eq!(whole, [0, 3, 3, 6, 10, 10]);
     }
 }
