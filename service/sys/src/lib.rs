@@ -11,6 +11,7 @@ pub mod btrfs;
 pub mod cgroup;
 pub mod clone;
 pub mod descriptor;
+pub mod detached_mount;
 pub mod error;
 pub mod gate;
 pub mod gather;

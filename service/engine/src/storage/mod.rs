@@ -20,6 +20,8 @@
 //! neither be in its snapshots nor be lost with what is put aside.
 
 mod exchange;
+mod exchanged;
+mod mounted;
 mod mounts;
 mod pending;
 mod place;

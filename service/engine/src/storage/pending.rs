@@ -3,14 +3,14 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use ckpt_sys::btrfs;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::exchange::{Exchanged, exists, place_of};
+use super::exchanged::{Exchanged, Location, exists};
 use super::place::open_directory;
 use crate::error::Error;
 
@@ -43,7 +43,8 @@ struct Note {
 
 impl Before {
     /// Looks what is at the place.
-    pub fn look(parent: &OwnedFd, name: &OsStr, id: &str) -> Result<Self, Errno> {
+    pub fn look(location: &Location, id: &str) -> Result<Self, Errno> {
+        let Location { parent, name, .. } = location;
         if !exists(parent, name)? {
             return Ok(Before::Nothing);
         }
@@ -100,12 +101,14 @@ pub(super) fn read(marker: &Path) -> Result<Option<Exchanged>, Error> {
     let note: Note = toml::from_str(&text)
         .map_err(|e| Error::Corrupt { path: marker.display().to_string(), why: e.message().to_string() })?;
     let held = marker.with_extension("");
-    let holder: OwnedFd = File::open(marker.parent().unwrap_or(Path::new("/"))).map_err(failed)?.into();
-    let (parent, name) = place_of(&note.subvolume)?;
+    let holder = marker.parent().unwrap_or(Path::new("/"));
+    let (group, id) = (holder.parent().unwrap_or(holder), holder.file_name().unwrap_or_default());
+    let location = Location::find(&note.subvolume)?;
+    let directory = location.group_directory(group)?;
+    let holder = open_directory(directory.as_fd(), Path::new(id)).map_err(|e| failed(e.into()))?;
     let mut exchanged = Exchanged {
         subvolume: note.subvolume,
-        parent,
-        name,
+        location,
         holder,
         held,
         before: note.before,
@@ -121,15 +124,20 @@ pub(super) fn read(marker: &Path) -> Result<Option<Exchanged>, Error> {
 
 /// Whether the exchange itself was done.
 fn placed(x: &Exchanged) -> Result<bool, Errno> {
-    let held = x.held.file_name().unwrap_or(OsStr::new(""));
+    let held = x.held_name();
+    let Location { parent, name, mounted } = &x.location;
     match &x.before {
-        Before::Nothing => Ok(!exists(&x.holder, held)? && exists(&x.parent, &x.name)?),
-        Before::Subvolume { uuid } => match open_directory(x.holder.as_fd(), Path::new(held)) {
+        Before::Subvolume { uuid } if mounted.is_some() => {
+            let there = open_directory(parent.as_fd(), Path::new(name))?;
+            Ok(btrfs::subvolume_info(there.as_fd())?.uuid.to_string() != *uuid)
+        }
+        Before::Nothing => Ok(!exists(&x.holder, &held)? && exists(parent, name)?),
+        Before::Subvolume { uuid } => match open_directory(x.holder.as_fd(), Path::new(&held)) {
             Ok(fd) => Ok(btrfs::subvolume_info(fd.as_fd())?.uuid.to_string() == *uuid),
             Err(Errno::ENOENT) => Ok(false),
             Err(e) => Err(e),
         },
-        Before::Other { aside } => match open_directory(x.parent.as_fd(), Path::new(aside)) {
+        Before::Other { aside } => match open_directory(parent.as_fd(), Path::new(aside)) {
             Ok(fd) => Ok(!btrfs::is_subvolume(fd.as_fd())?),
             Err(Errno::ENOENT) => Ok(false),
             Err(Errno::ENOTDIR | Errno::ELOOP) => Ok(true),
@@ -140,6 +148,6 @@ fn placed(x: &Exchanged) -> Result<bool, Errno> {
 
 /// A writable snapshot has no nested subvolumes but those that were carried over.
 fn nested_at_place(x: &Exchanged) -> Result<Vec<PathBuf>, Errno> {
-    let new = open_directory(x.parent.as_fd(), Path::new(&x.name))?;
+    let new = open_directory(x.location.parent.as_fd(), Path::new(&x.location.name))?;
     btrfs::nested(new.as_fd())
 }

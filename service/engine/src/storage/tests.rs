@@ -305,3 +305,59 @@ fn what_cannot_be_paired_is_said() {
     run("btrfs", &["property", "set", "-f", entries[0].path.to_str().unwrap(), "ro", "true"]);
     assert!(verify(&entries).unwrap_err().to_string().contains("changed"));
 }
+
+#[test]
+fn a_subvolume_that_is_a_mount_of_its_own_is_mounted_again() {
+    let Some(s) = Scene::new("mounted") else { return };
+    let (inner, cache) = (s.subvolume("web"), s.subvolume("web/cache"));
+    fs::write(cache.join("n"), "nested").unwrap();
+    let web = s.directory.join("web");
+    fs::create_dir(&web).unwrap();
+    let device = device_of(&s.point);
+    run("mount", &["-o", "subvol=web,noatime", &device, web.to_str().unwrap()]);
+    fs::write(web.join("f"), "1").unwrap();
+    let (subvolumes, problems) = check(&s.place, std::slice::from_ref(&web)).unwrap();
+    assert!(subvolumes[0].is_mount_point());
+    drop(subvolumes);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let first = s.checkpoint(ID, &[&web]);
+    assert!(first[0].path.starts_with(web.join(".ckpt")));
+    fs::write(web.join("f"), "2").unwrap();
+    let second = s.checkpoint(OTHER, &[&web]);
+
+    let mut undo = exchange(&first).unwrap();
+    assert_eq!((read(web.join("f")), read(inner.join("f"))), ("1".into(), "1".into()));
+    assert_eq!(read(web.join("cache/n")), "nested");
+    verify(&second).unwrap();
+    undo.revert().unwrap();
+    assert_eq!((read(web.join("f")), read(inner.join("f"))), ("2".into(), "2".into()));
+    assert_eq!(read(web.join("cache/n")), "nested");
+
+    drop(exchange(&first).unwrap());
+    assert_eq!(read(web.join("f")), "1");
+    interrupted(&s.place, "web", std::slice::from_ref(&web)).unwrap()[0].revert().unwrap();
+    assert_eq!(read(web.join("f")), "2");
+
+    for (entries, content) in [(&first, "1"), (&second, "2"), (&first, "1")] {
+        let mut undo = exchange(entries).unwrap();
+        undo.commit().unwrap();
+        assert_eq!(read(web.join("f")), content);
+        fs::write(web.join("g"), "writable").unwrap();
+    }
+    let listed = undos(&s.place, "web", std::slice::from_ref(&web)).unwrap();
+    assert_eq!(listed.len(), 3);
+    assert_eq!(read(listed[1].snapshots[0].path.join("f")), "1");
+    listed.iter().for_each(|undo| remove_undo(undo).unwrap());
+    let mounts = mounts::read().unwrap();
+    let here: Vec<_> = mounts.iter().filter(|m| m.point == web).collect();
+    assert_eq!(here.len(), 1, "{here:?}");
+    assert!(here[0].options.contains("noatime"));
+    remove(&first).unwrap();
+    verify(&second).unwrap();
+    assert_eq!(fs::read_dir(&s.point).unwrap().count(), 1, "nothing is left beside it");
+    nix::mount::umount(&web).unwrap();
+}
+
+fn device_of(point: &Path) -> String {
+    mounts::read().unwrap().into_iter().find(|m| m.point == point).unwrap().source
+}
