@@ -230,6 +230,21 @@ fn capture(pid: i32, brk: u64, ours: &[AddrRange], dir: &Path) -> Image {
     Image { space, files: files.into_records(), objects: objects.into_records(), pages }
 }
 
+/// The kernel writes the CPU's number into a registered area (rseq(2)) of this thread and its copies, which would be memory that is compared.
+fn unregister_rseq() {
+    unsafe extern "C" {
+        static __rseq_offset: isize;
+    }
+    const UNREGISTER: i32 = 1;
+    const SIGNATURE: u32 = 0x5305_3053;
+    let thread: usize;
+    // SAFETY: reads the thread pointer, which the ABI keeps at fs:0; glibc (2.35) registered its area at that offset from it, 32 bytes.
+    unsafe {
+        std::arch::asm!("mov {}, fs:0", out(reg) thread, options(nostack, readonly));
+        libc::syscall(libc::SYS_rseq, thread.wrapping_add_signed(__rseq_offset), 32, UNREGISTER, SIGNATURE);
+    }
+}
+
 /// Makes the address space again in a copy of this process; gives that, stopped by ptrace.
 fn remake(image: &Image) -> rebuild::Member {
     let runner = nursery::map_runner(VirtAddr(RUNNER)).unwrap();
@@ -254,7 +269,8 @@ fn remake(image: &Image) -> rebuild::Member {
         };
         descriptors.insert(wanted, duplicate_above(file.as_fd(), 500).unwrap());
     }
-    // SAFETY: the child makes one system call, over and over.
+    unregister_rseq();
+    // SAFETY: the child makes system calls only.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         loop {
