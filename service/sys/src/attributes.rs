@@ -1,4 +1,4 @@
-//! Attributes of tasks that the kernel tells without anything running in them: scheduling, limits, robust list.
+//! Attributes of tasks that the kernel tells without anything running in them: scheduling, robust list.
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -66,23 +66,6 @@ pub fn robust_list(tid: Pid) -> Result<(u64, u64)> {
     Ok((head, if head == 0 { 0 } else { len }))
 }
 
-/// Resource limits of a process by number: soft, hard; u64::MAX is unlimited (prlimit(2)).
-pub fn limits(pid: Pid) -> Result<Vec<(u64, u64)>> {
-    const RLIM_NLIMITS: libc::c_int = 16;
-    (0..RLIM_NLIMITS)
-        .map(|resource| {
-            let mut limit = [0u64; 2];
-            let new = std::ptr::null::<libc::rlimit64>();
-            // SAFETY: nothing is set; the kernel writes one struct rlimit64, two words, to limit.
-            let ret = unsafe {
-                libc::syscall(libc::SYS_prlimit64, pid.as_raw(), resource, new, limit.as_mut_ptr())
-            };
-            check("prlimit", pid, ret)?;
-            Ok((limit[0], limit[1]))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +76,6 @@ mod tests {
         assert_eq!(scheduling(me).unwrap().policy, 0);
         assert_ne!(affinity(me).unwrap()[0], 0);
         assert_eq!(robust_list(me).unwrap().1, 24);
-        assert_eq!(limits(me).unwrap().len(), 16);
         io_priority(me).unwrap();
         assert!(matches!(scheduling(Pid::from_raw(i32::MAX)), Err(Error::Gone(_))));
     }

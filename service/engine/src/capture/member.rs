@@ -7,10 +7,10 @@ use ckpt_image::records::{
     FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord, ProcessState,
     QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
+use ckpt_sys::Error as SysError;
 use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::thread::Deadline;
-use ckpt_sys::{Error as SysError, attributes};
 use nix::sys::stat::stat;
 use nix::unistd::Pid as TaskId;
 
@@ -191,7 +191,6 @@ impl Member {
         told: Answers,
         threads: Vec<ThreadRecord>,
     ) -> Result<ProcessBody, SysError> {
-        let pid = self.live.pid();
         let pending = self.live.stopped(0)?.pending_signals(true)?;
         Ok(ProcessBody {
             space: SpaceId(shares.spaces.of[place]),
@@ -202,7 +201,10 @@ impl Member {
             pending: pending.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
             itimers: told.process.itimers,
             posix_timers: self.timers_in_namespace(told.process.timers),
-            limits: attributes::limits(pid)?,
+            limits: told.files.limits.ok_or_else(|| SysError::Parse {
+                path: format!("/proc/{}/limits", self.live.pid()).into(),
+                what: "a limit is missing".into(),
+            })?,
             personality: told.files.personality,
             dumpable: told.process.dumpable,
             child_subreaper: told.process.child_subreaper,

@@ -134,6 +134,8 @@ pub struct Files {
     pub timers: Option<Vec<Timer>>,
     /// personality(2).
     pub personality: u32,
+    /// Resource limits; `None` if they could not be understood.
+    pub limits: Option<Vec<(u64, u64)>>,
     /// oom_score_adj.
     pub oom_score_adj: i32,
     /// coredump_filter.
@@ -150,6 +152,7 @@ impl Files {
             layout: stat.layout,
             auxv: fs::read(path("auxv")).unwrap_or_default(),
             timers: text::parse_timers(&word("timers")),
+            limits: text::parse_limits(&word("limits")),
             personality: hex("personality"),
             oom_score_adj: word("oom_score_adj").trim().parse().unwrap_or(0),
             coredump_filter: hex("coredump_filter"),

@@ -203,6 +203,35 @@ pub fn parse_timers(text: &str) -> Option<Vec<Timer>> {
     Some(timers)
 }
 
+/// Reads a text of /proc/PID/limits: soft and hard by number (RLIMIT_CPU = 0 …), u64::MAX is unlimited. `None` if a line is missing or not
+/// understood. (prlimit(2) would need CAP_SYS_RESOURCE for other users' processes.)
+pub fn parse_limits(text: &str) -> Option<Vec<(u64, u64)>> {
+    const NAMES: [&str; 16] = [
+        "Max cpu time",
+        "Max file size",
+        "Max data size",
+        "Max stack size",
+        "Max core file size",
+        "Max resident set",
+        "Max processes",
+        "Max open files",
+        "Max locked memory",
+        "Max address space",
+        "Max file locks",
+        "Max pending signals",
+        "Max msgqueue size",
+        "Max nice priority",
+        "Max realtime priority",
+        "Max realtime timeout",
+    ];
+    let number = |word: &str| if word == "unlimited" { Some(u64::MAX) } else { word.parse().ok() };
+    let limit = |name: &&str| {
+        let mut words = text.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace();
+        Some((number(words.next()?)?, number(words.next()?)?))
+    };
+    NAMES.iter().map(limit).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,6 +281,16 @@ mod tests {
         assert_eq!(status.inner, Ids { tid: 2, pid: 1, pgid: 1, sid: 0 });
         assert_eq!((status.pid_namespaces, status.thp_disabled), (2, false));
         assert_eq!((status.ignored, status.caught), (0x1000, 0x4002));
+    }
+
+    #[test]
+    fn limits_are_read_by_number() {
+        let own = parse_limits(&std::fs::read_to_string("/proc/self/limits").unwrap()).unwrap();
+        assert_eq!(own.len(), 16);
+        assert!(own.iter().all(|(soft, hard)| soft <= hard));
+        let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(own[7].0, soft);
+        assert_eq!(parse_limits("Max cpu time   unlimited  unlimited  seconds\n"), None);
     }
 
     #[test]
