@@ -1,13 +1,13 @@
 //! `ckpt-restore`: rebuilds the members of a group inside their units.
 //!
-//! ckptd starts it outside the group's cgroups, with a [`Request`] as JSON on standard input; it answers with a [`Report`] or, with
-//! exit status 1, a [`Failure`], as one line of JSON on standard output. Status 2: the request could not be read.
+//! ckptd starts it outside the group's cgroups, with a [`Request`] as JSON on standard input; it answers with a [`Reply`], one line
+//! of JSON on standard output. Exit status 0: restored; 1: failed; 2: the request could not be read.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-use ckpt_engine::rebuild::{Failure, Report, Request, run};
+use ckpt_engine::rebuild::{Reply, Request, run};
 
 fn main() -> ExitCode {
     let mut text = String::new();
@@ -24,20 +24,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let result = run(&request);
-    if answer(&result).is_err() {
-        return ExitCode::from(2);
-    }
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let (reply, status) = match run(&request) {
+        Ok(report) => (Reply::Restored(report), ExitCode::SUCCESS),
+        Err(failure) => (Reply::Failed(failure), ExitCode::FAILURE),
+    };
+    if answer(&reply).is_err() { ExitCode::from(2) } else { status }
 }
 
 /// Prints the answer, one line.
-fn answer(result: &Result<Report, Failure>) -> std::io::Result<()> {
-    let text = match result {
-        Ok(report) => serde_json::to_string(report),
-        Err(failure) => serde_json::to_string(failure),
-    };
+fn answer(reply: &Reply) -> std::io::Result<()> {
     let mut out = std::io::stdout();
-    writeln!(out, "{}", text?)?;
+    writeln!(out, "{}", serde_json::to_string(reply)?)?;
     out.flush()
 }

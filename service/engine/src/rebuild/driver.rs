@@ -5,17 +5,19 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use ckpt_image::read_state;
 use ckpt_image::records::{
     GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
 };
-use ckpt_sys::VirtAddr;
-use ckpt_sys::nursery;
+use ckpt_image::{PageReader, read_state};
+use ckpt_sys::nursery::{self, area};
 use ckpt_sys::thread::Stopped;
+use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use super::content::Contents;
 use super::grow::{Gardener, Members};
+use super::memory::{Ground, Script, script};
 use super::opened::Opened;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
@@ -47,6 +49,16 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
+/// What ckpt-restore says, as one line of JSON on its standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    /// The members run.
+    Restored(Report),
+    /// None of them lives.
+    Failed(Failure),
+}
+
 /// Rebuilds a group in this process, which must have one thread only. On success the members run; on failure none lives.
 pub fn run(request: &Request) -> Result<Report, Failure> {
     let mut clock = Clock::start();
@@ -58,13 +70,11 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;
     clock.lap("plan");
-    let mut rebuild = Rebuild::prepare(&image, &places, request, gadget)?;
+    let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner))?;
+    rebuild.gadget = gadget;
     clock.lap("open");
     rebuild.members = Gardener::new(&image, &places, runner).grow(&plan)?;
     clock.lap("grow");
-    if image.spaces.iter().any(|s| !s.mappings.is_empty()) {
-        return Err(Failure::unsupported("memory and descriptors are not rebuilt yet"));
-    }
     rebuild.fill()?;
     clock.lap("memory");
     rebuild.furnish()?;
@@ -151,8 +161,12 @@ fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
 struct Rebuild<'a> {
     image: &'a GroupImage,
     places: &'a Places,
-    opened: Opened,
+    opened: Opened<'a>,
+    contents: Contents,
+    /// By space.
+    scripts: Vec<Script>,
     floor: RawFd,
+    /// Distance of a `syscall` instruction from the start of the vDSO.
     gadget: u64,
     members: Members,
     /// Threads besides the leaders, by process.
@@ -166,17 +180,25 @@ impl<'a> Rebuild<'a> {
         image: &'a GroupImage,
         places: &'a Places,
         request: &Request,
-        gadget: u64,
+        runner: AddrRange,
     ) -> Result<Self, Failure> {
         ephemeral::put_back(image, &request.image, places)?;
         let floor = tables::floor(image);
-        let opened = Opened::open(image, places, floor)?;
+        let pages = PageReader::open(&request.image)?;
+        let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
+        let ground = Ground::of_ourselves(runner)?;
+        let scripts = image.spaces.iter().map(|space| script(space, &image.objects, &pages, &ground));
+        let scripts = scripts.collect::<Result<Vec<_>, _>>()?;
+        let mut opened = Opened::directories_of(image, places, floor)?;
+        opened.add_memory(&scripts, &contents, &pages)?;
         Ok(Self {
             image,
             places,
             opened,
+            contents,
+            scripts,
             floor,
-            gadget,
+            gadget: 0,
             members: Members::new(),
             threads: BTreeMap::new(),
             warnings: Vec::new(),
@@ -217,10 +239,11 @@ impl<'a> Rebuild<'a> {
             if !spaces_done.insert(body.space) {
                 return Ok(());
             }
-            let space = lookup(&this.image.spaces, body.space.index(), "address space")?;
-            let exe = this.opened.number(space.exe)?;
-            process::layout(member, space, exe)
-        })
+            let script = lookup(&this.scripts, body.space.index(), "address space")?;
+            script.run(member, &mut |wanted| this.opened.memory(wanted))
+        })?;
+        let places = self.places;
+        self.contents.finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
     }
 
     /// Directories, handlers, threads, timers; then only the members' own descriptors are left.

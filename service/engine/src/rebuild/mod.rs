@@ -24,7 +24,7 @@ mod tables;
 mod thread;
 pub mod tree;
 
-pub use driver::{Report, Request, run};
+pub use driver::{Reply, Report, Request, run};
 pub use failure::Failure;
 pub use member::Member;
 pub use places::{Place, Places, UnitPlace};

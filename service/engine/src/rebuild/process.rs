@@ -10,15 +10,10 @@ use nix::libc;
 use super::{Failure, Member};
 
 /// prctl(2) options that libc does not name.
-const PR_SET_MM: u64 = 35;
-const PR_SET_MM_MAP: u64 = 14;
-const PR_SET_THP_DISABLE: u64 = 41;
 /// PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15: timer_create(2) takes the id it is to give.
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// How many timers may be made and deleted to reach a timer id on kernels before 6.15.
 const MOST_TIMER_IDS: i32 = 20_000;
-/// sizeof(struct prctl_mm_map).
-const MM_MAP_SIZE: u64 = 104;
 
 /// Descriptors, in the members, of what a process refers to by file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,44 +22,6 @@ pub struct Directories {
     pub cwd: i32,
     /// Of the root directory, where it is not that of the mount namespace.
     pub root: Option<i32>,
-}
-
-/// Tells the kernel where code, data, heap, stack, arguments and environment lie, the auxiliary vector, and which file is
-/// executed (prctl(2) PR_SET_MM_MAP). All memory must be in place, and nothing of our own program be mapped.
-pub fn layout(member: &mut Member, space: &SpaceRecord, exe: i32) -> Result<(), Failure> {
-    let mut batch = member.batch();
-    let auxv = batch.data(&space.auxv);
-    let map = batch.data(&mm_map(&space.layout, auxv.get(), space.auxv.len() as u32, exe));
-    batch.must(libc::SYS_prctl, [PR_SET_MM, PR_SET_MM_MAP, map.get(), MM_MAP_SIZE, 0, 0]);
-    if space.thp_disabled {
-        batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE, 1, 0, 0, 0, 0]);
-    }
-    if space.mlock_future != 0 {
-        batch.must(libc::SYS_mlockall, [u64::from(space.mlock_future), 0, 0, 0, 0, 0]);
-    }
-    member.run("set the memory layout", &batch).map(drop)
-}
-
-/// struct prctl_mm_map.
-fn mm_map(layout: &LayoutRecord, auxv: u64, auxv_size: u32, exe: i32) -> Vec<u8> {
-    let words = [
-        layout.start_code,
-        layout.end_code,
-        layout.start_data,
-        layout.end_data,
-        layout.start_brk,
-        layout.brk,
-        layout.start_stack,
-        layout.arg_start,
-        layout.arg_end,
-        layout.env_start,
-        layout.env_end,
-        auxv,
-    ];
-    let mut raw: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-    raw.extend(auxv_size.to_le_bytes());
-    raw.extend(exe.to_le_bytes());
-    raw
 }
 
 /// Sets the signal handlers; all others are SIG_DFL already.
@@ -272,7 +229,6 @@ mod tests {
 
     #[test]
     fn structures_have_the_size_the_kernel_expects() {
-        assert_eq!(mm_map(&LayoutRecord::default(), 0, 0, -1).len() as u64, MM_MAP_SIZE);
         let timer = PosixTimerRecord {
             id: 0,
             clock: 1,
