@@ -1,6 +1,7 @@
 //! Grows the process tree by its plan.
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use ckpt_image::records::{GroupImage, Pid, ProcessRecord, ProcessState, UnitIndex};
@@ -23,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// rseq(2), RSEQ_FLAG_UNREGISTER.
 const RSEQ_UNREGISTER: u64 = 1;
+
+/// What is said of a process id that another process has.
+const TAKEN: &str = "its process id is in use";
 
 /// The members that exist by now, by pid; zombies and temporary ones are not among them in the end.
 pub type Members = BTreeMap<Pid, Member>;
@@ -87,20 +91,34 @@ impl<'a> Gardener<'a> {
     /// A copy of ourselves in the unit's namespaces and cgroup.
     fn create_root(&self, pid: Pid, unit: UnitIndex) -> Result<Member, Failure> {
         let place = self.places.get(unit)?;
+        let thread = match self.clone_root(pid, unit, Some(place.cgroup_fd())) {
+            // Linux (6.14 to 6.18 at least) kills what is cloned into a cgroup that cgroup.kill was written to before: it compares the
+            // cgroup's count of kills with that of the maker's own.
+            Err(failure) if !failure.text.contains(TAKEN) => {
+                let thread = self.clone_root(pid, unit, None).map_err(|_| failure)?;
+                place.move_in(thread.tid(), "")?;
+                thread
+            }
+            other => other?,
+        };
+        let mut member = Member::new(pid, thread, self.runner);
+        clear(&mut member)?;
+        Ok(member)
+    }
+
+    fn clone_root(&self, pid: Pid, unit: UnitIndex, cgroup: Option<RawFd>) -> Result<Stopped, Failure> {
+        let place = self.places.get(unit)?;
         let exit_signal = self.record(pid).map_or(0, |r| r.exit_signal);
-        let cgroup = Some(place.cgroup_fd());
         let args = CloneArgs { flags: CLEAR_SIGHAND, exit_signal, pid: Some(pid.0), cgroup };
         let tid = self
             .places
             .within(unit, || clone_paused(&args))?
             .map_err(|e| taken(&Failure::from(e).of_unit(&place.name), pid))?;
         let options = Options::EXITKILL | Options::TRACE_CHILDREN | Options::SUSPEND_SECCOMP;
-        let thread = seize(tid, options).inspect_err(|_| {
+        seize(tid, options).inspect_err(|_| {
             let _ = nix::sys::signal::kill(tid, nix::sys::signal::Signal::SIGKILL);
-        })?;
-        let mut member = Member::new(pid, thread, self.runner);
-        clear(&mut member)?;
-        Ok(member)
+            let _ = nix::sys::wait::waitpid(tid, Some(nix::sys::wait::WaitPidFlag::__WALL));
+        })
     }
 
     /// A child, or a sibling, of a member.
@@ -203,7 +221,7 @@ impl<'a> Gardener<'a> {
 /// A clearer text where a process id is in use.
 fn taken(failure: &Failure, pid: Pid) -> Failure {
     let exists = failure.text.contains("EEXIST");
-    let text = if exists { "its process id is in use".to_owned() } else { failure.text.clone() };
+    let text = if exists { TAKEN.to_owned() } else { failure.text.clone() };
     Failure { text, pid: pid.0, ..failure.clone() }
 }
 

@@ -31,20 +31,31 @@ pub fn tell_main_pid(places: &Places, unit: UnitIndex, main_pid: i32) -> Result<
     let place = places.get(unit)?;
     let Some((stub, _)) = &place.stub else { return Ok(()) };
     let address = notify_socket(*stub, place)?;
-    let args =
-        CloneArgs { exit_signal: libc::SIGCHLD, cgroup: Some(place.cgroup_fd()), ..Default::default() };
     let message = format!("MAINPID={main_pid}\nREADY=1");
-    let child = fork_with(&args, || match places.within(unit, || send(&address, &message)) {
+    let send_there = || match places.within(unit, || send(&address, &message)) {
         Ok(Ok(())) => 0,
         Ok(Err(e)) => e as i32,
         Err(_) => 255,
-    })?;
+    };
+    let args =
+        CloneArgs { exit_signal: libc::SIGCHLD, cgroup: Some(place.cgroup_fd()), ..Default::default() };
+    let mut status = waitpid(fork_with(&args, send_there)?, None);
+    // See the kernel's trap with cgroup.kill where roots are made.
+    if matches!(status, Ok(WaitStatus::Signaled(..))) {
+        let args = CloneArgs { cgroup: None, ..args };
+        let child = fork_with(&args, || match place.move_in(nix::unistd::Pid::this(), "") {
+            Ok(()) => send_there(),
+            Err(_) => 254,
+        });
+        status = waitpid(child?, None);
+    }
     let fail = |why: String| {
         Err(Failure::not_restorable(format!("tell systemd the main process: {why}")).of_unit(&place.name))
     };
-    match waitpid(child, None) {
+    match status {
         Ok(WaitStatus::Exited(_, 0)) => Ok(()),
         Ok(WaitStatus::Exited(_, 255)) => fail("the unit's namespaces cannot be entered".into()),
+        Ok(WaitStatus::Exited(_, 254)) => fail("the unit's cgroup cannot be entered".into()),
         Ok(WaitStatus::Exited(_, errno)) => fail(Errno::from_raw(errno).to_string()),
         Ok(status) => fail(format!("{status:?}")),
         Err(e) => fail(e.to_string()),

@@ -1,9 +1,6 @@
 //! What belongs to a whole process besides memory and descriptors: handlers, directories, timers, limits, what prctl(2) keeps.
 
-use ckpt_image::records::{
-    FsRecord, GroupImage, ItimerRecord, LayoutRecord, PosixTimerRecord, ProcessBody, SighandRecord,
-    SpaceRecord,
-};
+use ckpt_image::records::{FsRecord, GroupImage, ItimerRecord, PosixTimerRecord, ProcessBody, SighandRecord};
 use ckpt_sys::batch::{Batch, Call};
 use nix::libc;
 
@@ -24,9 +21,13 @@ pub struct Directories {
     pub root: Option<i32>,
 }
 
-/// Sets the signal handlers; all others are SIG_DFL already.
+/// Sets the signal handlers; all others become SIG_DFL, also those that we ignore (CLONE_CLEAR_SIGHAND leaves these).
 pub fn handlers(member: &mut Member, sighand: &SighandRecord) -> Result<(), Failure> {
     let mut batch = member.batch();
+    let default = batch.data(&[0; 32]);
+    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
+        batch.must(libc::SYS_rt_sigaction, [signal as u64, default.get(), 0, 8, 0, 0]);
+    }
     for action in &sighand.actions {
         let mut raw = Vec::with_capacity(32);
         for word in [action.handler, action.flags, action.restorer, action.mask] {
