@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use ckpt_engine::capture::memory::{self, Everything, Plan};
-use ckpt_engine::capture::{Files, Members, Objects, family};
+use ckpt_engine::capture::Members;
+use ckpt_engine::capture::session::Capture;
+use ckpt_engine::config::GroupConfig;
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
-use ckpt_image::records::{FdTableId, FdTableRecord, GroupImage, Pid, SpaceId, UnitIndex, UnitRecord};
-use ckpt_image::{PagesWriter, write_state};
+use ckpt_engine::{Event, Group, Job, Stage, Unit};
 use ckpt_sys::cgroup::{self, Cgroup};
 use ckpt_sys::seize;
 use ckpt_sys::thread::Deadline;
@@ -23,7 +23,19 @@ use ckpt_sys::thread::Deadline;
 type Outcome = Result<(), String>;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
-const VICTIMS: [&str; 4] = ["registers", "memory", "identity", "signals"];
+const VICTIMS: [&str; 11] = [
+    "registers",
+    "memory",
+    "identity",
+    "signals",
+    "threads",
+    "processes",
+    "pipes",
+    "shared",
+    "files",
+    "sockets",
+    "counter",
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -59,6 +71,19 @@ fn rebuild() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Nobody waits for the job.
+struct Nobody;
+
+impl Job for Nobody {
+    fn stage(&self, _: Stage) {}
+    fn progress(&self, _: u64, _: u64) {}
+    fn canceled(&self) -> bool {
+        false
+    }
+    fn captured(&self, _: &str) {}
+    fn event(&self, _: Event) {}
+}
+
 /// A cgroup and a directory of the case's own.
 struct Scratch {
     cgroup: Cgroup,
@@ -72,14 +97,16 @@ impl Scratch {
         fs::create_dir(cgroup::mount_point().unwrap().join(&unique)).unwrap();
         let dir = std::env::temp_dir().join(&unique);
         fs::create_dir_all(dir.join("image")).unwrap();
+        fs::create_dir_all(dir.join("data")).unwrap();
         Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None }
     }
 
     /// Starts a program in the cgroup, in a session of its own, without descriptors.
     fn start(&mut self, program: &Path, arguments: &[&str]) -> i32 {
         let script = format!(
-            "echo $$ > {}/cgroup.procs; exec setsid -f sh -c 'echo $$ > \"$0\"; exec \"$@\" <&- >&- 2>&-' {} \"$@\"",
+            "echo $$ > {}/cgroup.procs; exec setsid -f sh -c 'echo $$ > \"$0\"; exec \"$@\" </dev/null >/dev/null 2>{}' {} \"$@\"",
             self.cgroup.dir().display(),
+            self.dir.join("stderr").display(),
             self.dir.join("pid").display()
         );
         let mut command = Command::new("sh");
@@ -91,70 +118,42 @@ impl Scratch {
         fs::read_to_string(pid).unwrap().trim().parse().unwrap()
     }
 
-    fn unit(&self, main: i32) -> UnitRecord {
-        UnitRecord {
+    fn unit(&self, main: i32) -> Unit {
+        Unit {
             name: "test.service".into(),
             cgroup: self.cgroup.name().into(),
-            main_pid: Some(Pid(main)),
-            namespaces: family::namespaces(main),
-            ephemeral: vec![],
+            active_state: "active".into(),
+            main_pid: main,
+            ..Unit::default()
         }
     }
 
     /// Captures everything in the cgroup into the image and kills it at that instant.
     fn checkpoint(&self, main: i32) -> Outcome {
-        let deadline = Deadline::after(Duration::from_secs(10));
-        let units = [self.unit(main)];
         let text = |e: &dyn std::error::Error| ckpt_engine::error::with_sources(e);
-        let (mut files, mut objects) = (Files::new(vec![], vec![]), Objects::new());
-        let member =
-            |pid: i32| memory::Member { pid, tid: pid, unit: UnitIndex(0), unit_name: "test.service" };
-        let all = self.cgroup.members().map_err(|e| text(&e))?;
-        let all: Vec<_> = all.iter().map(|m| member(m.pid.as_raw())).collect();
-        let plan = Plan::prepare(&all).map_err(|e| text(&e))?;
+        let deadline = Deadline::after(Duration::from_secs(10));
+        let group = Group { name: "test".into(), config: GroupConfig::default() };
+        let directory = self.dir.join("image");
+        let capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
         let seized = seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
-        let mut members = Members::hold(seized, &units, deadline).map_err(|e| text(&e))?;
-        let people = members.capture(&units, &mut files, deadline).map_err(|e| text(&e))?;
-        let mut capture = plan.begin(Box::new(Everything));
-        let mut spaces = Vec::new();
-        for (index, facts) in people.spaces.iter().enumerate() {
-            let id = SpaceId(index as u32);
-            let pid = facts.pid.as_raw();
-            let ours = facts.runner.first().copied();
-            let space = capture.space(&member(pid), id, facts.layout.brk, ours, &mut files, &mut objects);
-            spaces.push(space.map_err(|e| text(&e))?);
-        }
-        capture.contents(&files, &objects).map_err(|e| text(&e))?;
-        let problems = [people.problems.as_slice(), capture.problems()].concat();
-        let copied = capture.copy(None).map_err(|e| text(&e))?;
+        let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
+        let captured = capture.take(&mut members, &directory, deadline);
+        let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
         self.cgroup.kill().map_err(|e| text(&e))?;
         drop(members);
         reap();
-        if !problems.is_empty() {
-            return Err(ckpt_engine::Problem::summary(&problems));
-        }
-        let table =
-            |id: usize| FdTableRecord { id: FdTableId(id as u32), descriptors: vec![], posix_locks: vec![] };
-        let image = GroupImage {
-            units: units.to_vec(),
-            spaces,
-            fd_tables: (0..people.fd_tables.len()).map(table).collect(),
-            processes: people.processes,
-            fs: people.fs,
-            sighands: people.sighands,
-            seccomp_filters: people.seccomp_filters,
-            files: files.into_records(),
-            objects: objects.into_records(),
-            ..GroupImage::default()
-        };
-        let directory = self.dir.join("image");
-        let mut pages = PagesWriter::create(&directory).map_err(|e| text(&e))?;
-        copied.write(&mut pages, |_| true).map_err(|e| text(&e))?;
-        pages.finish().map_err(|e| text(&e))?;
-        write_state(&directory, &image).map_err(|e| text(&e))?;
-        let pids: Vec<_> = image.processes.iter().map(|p| format!("/proc/{}", p.pid)).collect();
-        until("all are gone", || !pids.iter().any(|p| Path::new(p).exists()));
-        Ok(())
+        captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
+        let gone = |pid| !Path::new(&format!("/proc/{pid}")).exists();
+        until("all are gone", || before.iter().all(|m| gone(m.pid)));
+        self.copy("data", "snapshot")
+    }
+
+    /// In the place of a snapshot: the files as they were when all stood still.
+    fn copy(&self, from: &str, to: &str) -> Outcome {
+        let (from, to) = (self.dir.join(from), self.dir.join(to));
+        let _ = fs::remove_dir_all(&to);
+        let status = Command::new("cp").arg("-a").args([&from, &to]).status().map_err(|e| e.to_string())?;
+        if status.success() { Ok(()) } else { Err(format!("cp: {status}")) }
     }
 
     /// Runs the rebuild in a process of its own.
@@ -188,7 +187,7 @@ impl Scratch {
 
     /// Asks a victim to check itself.
     fn ask(&self, pid: i32) -> Result<String, String> {
-        let report = self.dir.join("report");
+        let report = self.dir.join("data/report");
         let _ = fs::remove_file(&report);
         signal(pid, nix::sys::signal::Signal::SIGUSR1)?;
         let end = Instant::now() + Duration::from_secs(10);
@@ -202,7 +201,10 @@ impl Scratch {
     }
 
     fn generation(&self) -> i32 {
-        fs::read_to_string(self.dir.join("generation")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(-1)
+        fs::read_to_string(self.dir.join("data/generation"))
+            .ok()
+            .and_then(|t| t.trim().parse().ok())
+            .unwrap_or(-1)
     }
 }
 
@@ -257,7 +259,7 @@ fn victim_comes_back(name: &str) -> Outcome {
     use nix::sys::signal::Signal::SIGUSR2;
     let program = compile(name);
     let mut scratch = Scratch::new(name);
-    let dir = scratch.dir.to_str().unwrap().to_owned();
+    let dir = scratch.dir.join("data").to_str().unwrap().to_owned();
     let pid = scratch.start(&program, &[&dir]);
     until("the victim is ready", || scratch.generation() == 0);
     for generation in 1..=2 {
@@ -270,6 +272,7 @@ fn victim_comes_back(name: &str) -> Outcome {
     }
     scratch.checkpoint(pid)?;
     for round in 1..=3 {
+        scratch.copy("snapshot", "data")?;
         scratch.restore().map_err(|e| format!("restore {round}: {e}"))?;
         let after = scratch.ask(pid).map_err(|e| format!("after restore {round}: {e}"))?;
         if after != "ok 2 2\n" {
@@ -277,7 +280,6 @@ fn victim_comes_back(name: &str) -> Outcome {
         }
         signal(pid, SIGUSR2)?;
         until("the restored victim changes", || scratch.generation() == 3);
-        fs::write(scratch.dir.join("generation"), "2\n").unwrap();
         scratch.cgroup.kill().map_err(|e| e.to_string())?;
         until("all are gone", || scratch.cgroup.members().is_ok_and(|m| m.is_empty()));
         until("the pid is free", || !Path::new(&format!("/proc/{pid}")).exists());

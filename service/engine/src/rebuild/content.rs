@@ -1,20 +1,16 @@
-//! What members share and the image holds: shared memory objects, gates, files without a name, files in memory. Made and filled here,
-//! before the members are cloned, so that all of them inherit one description.
+//! What members share and the image holds: shared memory objects and gates. Made and filled here, before the members are cloned, so
+//! that all of them inherit one description. Files whose content the image holds are made where descriptions are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{File, OpenOptions, Permissions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::fs::{File, Permissions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 
-use ckpt_image::records::{
-    FileId, FileRecord, FileSource, GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, UnitIndex,
-};
+use ckpt_image::records::{GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, UnitIndex};
 use ckpt_image::{Container, PAGE_SIZE, PageReader, Place};
 use ckpt_sys::shared::{Segment, anonymous};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Failure;
@@ -30,12 +26,11 @@ pub type Within<'a> = &'a mut dyn FnMut(
     &mut dyn FnMut() -> Result<Option<File>, Failure>,
 ) -> Result<Option<File>, Failure>;
 
-/// Everything that was made, by descriptor, O_RDWR (O_RDONLY for files that are executed).
+/// Everything that was made, by descriptor, O_RDWR.
 #[derive(Debug, Default)]
 pub struct Contents {
     objects: BTreeMap<ObjectId, File>,
     gates: BTreeMap<(u32, u64), File>,
-    files: BTreeMap<FileId, File>,
 }
 
 impl Contents {
@@ -54,20 +49,6 @@ impl Contents {
                 contents.gates.insert((space, mapping.start), gate(content, mapping.end - mapping.start)?);
             }
         }
-        let executed: BTreeSet<FileId> = image.spaces.iter().map(|space| space.exe).collect();
-        for (n, record) in image.files.iter().enumerate() {
-            let id = FileId(n as u32);
-            if !matches!(record.source, FileSource::Unlinked | FileSource::Memory) {
-                continue;
-            }
-            let named = |e: Failure| e.of_object(record.path.display().to_string());
-            let file = within(record.unit, &mut || make_file(record).map(Some)).map_err(named)?;
-            let file = file.ok_or_else(|| named(Failure::not_restorable("it was not made")))?;
-            fill(&file, Container::File(id), record.size, pages)?;
-            dress(&file, record).map_err(named)?;
-            let file = if executed.contains(&id) { reopen(&file).map_err(named)? } else { file };
-            contents.files.insert(id, file);
-        }
         Ok(contents)
     }
 
@@ -76,18 +57,12 @@ impl Contents {
         self.objects.get(&id).map(AsFd::as_fd)
     }
 
-    /// The descriptor of a file whose content the image holds.
-    pub fn file(&self, id: FileId) -> Option<BorrowedFd<'_>> {
-        self.files.get(&id).map(AsFd::as_fd)
-    }
-
     /// The descriptor behind a reference of a memory script, if it is one of these.
     pub fn descriptor(&self, wanted: FdRef) -> Option<BorrowedFd<'_>> {
         match wanted {
             FdRef::Object(id) => self.object(id),
-            FdRef::File { file, .. } => self.file(file),
             FdRef::Gate { space, start } => self.gates.get(&(space, start)).map(AsFd::as_fd),
-            FdRef::Pages | FdRef::Zero => None,
+            FdRef::Pages | FdRef::Zero | FdRef::File { .. } => None,
         }
     }
 
@@ -188,8 +163,8 @@ fn gate(content: &[u8], len: u64) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// Puts the pages of a container into a file of zeros.
-fn fill(file: &File, container: Container, size: u64, pages: &PageReader) -> Result<(), Failure> {
+/// Puts the pages of a container into a file of zeros. Errors: those of reading the image and of writing.
+pub(super) fn fill(file: &File, container: Container, size: u64, pages: &PageReader) -> Result<(), Failure> {
     let mut buf = vec![0; PART];
     for run in pages.runs(container, 0, size.div_ceil(PAGE_SIZE)) {
         let Place::File { offset } = run.place else { continue };
@@ -204,60 +179,4 @@ fn fill(file: &File, container: Container, size: u64, pages: &PageReader) -> Res
         }
     }
     Ok(())
-}
-
-/// A file without a name in the directory where it was (or above, if that is gone), or the file by its name, empty.
-fn make_file(record: &FileRecord) -> Result<File, Failure> {
-    if record.mode & libc::S_IFMT != libc::S_IFREG {
-        return Err(Failure::unsupported("only regular files can be made again without a name"));
-    }
-    let file = match record.source {
-        FileSource::Memory => named(&record.path)?,
-        _ => unnamed(&record.path)?,
-    };
-    file.set_len(record.size).map_err(io("ftruncate"))?;
-    Ok(file)
-}
-
-fn named(path: &Path) -> Result<File, Failure> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(io("mkdir"))?;
-    }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(true).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path).map_err(io("open"))
-}
-
-fn unnamed(path: &Path) -> Result<File, Failure> {
-    let mut error = std::io::ErrorKind::NotFound.into();
-    for dir in path.ancestors().skip(1) {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        match options.clone().custom_flags(libc::O_TMPFILE | libc::O_CLOEXEC).open(dir) {
-            Ok(file) => return Ok(file),
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                let path = dir.join(format!(".ckpt-{}", ulid::Ulid::new()));
-                let made = options.create_new(true).custom_flags(libc::O_CLOEXEC).open(&path);
-                let made = made.map_err(io("create"))?;
-                std::fs::remove_file(&path).map_err(io("unlink"))?;
-                return Ok(made);
-            }
-            Err(e) => error = e,
-        }
-    }
-    Err(io("make a file without a name")(error))
-}
-
-/// Owner, mode and time.
-fn dress(file: &File, record: &FileRecord) -> Result<(), Failure> {
-    use nix::sys::{stat::futimens, time::TimeSpec};
-    fchown(file, Some(record.uid), Some(record.gid)).map_err(io("fchown"))?;
-    file.set_permissions(Permissions::from_mode(record.mode & 0o7777)).map_err(io("fchmod"))?;
-    let time = TimeSpec::new(record.mtime.div_euclid(1_000_000_000), record.mtime.rem_euclid(1_000_000_000));
-    futimens(file, &TimeSpec::UTIME_OMIT, &time).map_err(|e| io("futimens")(e.into()))
-}
-
-/// The same file, read-only: what is open for writing cannot be executed (ETXTBSY).
-fn reopen(file: &File) -> Result<File, Failure> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(io("open read-only"))
 }

@@ -1,7 +1,7 @@
 //! The whole rebuild, stage by stage, over all members of the group.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::Contents;
 use super::grow::{Gardener, Members};
+use super::host::{Blockade, Host};
 use super::memory::{Ground, Script, script};
 use super::opened::Opened;
 use super::places::{Places, UnitPlace};
@@ -24,6 +25,8 @@ use super::process::{self, living, lookup};
 use super::tree::Plan;
 use super::{Failure, Member, ephemeral, notify, release, tables, thread};
 use crate::api::UnitMain;
+use crate::kinds::late;
+use crate::kinds::rebuild::Descriptions;
 
 /// What ckptd asks of ckpt-restore, as JSON on its standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +54,7 @@ pub struct Report {
 
 /// What ckpt-restore says, as one line of JSON on its standard output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(untagged)]
 pub enum Reply {
     /// The members run.
     Restored(Report),
@@ -63,14 +66,15 @@ pub enum Reply {
 pub fn run(request: &Request) -> Result<Report, Failure> {
     let mut clock = Clock::start();
     let image = read_state(&request.image)?;
+    nursery::raise_descriptor_limit()?;
+    let blockade = Blockade::below(tables::floor(&image))?;
     let places = Places::open(&image, &request.units)?;
     let plan = Plan::of(&image, spare_ids())?;
     nursery::block_signals()?;
-    nursery::raise_descriptor_limit()?;
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;
     clock.lap("plan");
-    let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner))?;
+    let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner), blockade)?;
     rebuild.gadget = gadget;
     clock.lap("open");
     rebuild.members = Gardener::new(&image, &places, runner).grow(&plan)?;
@@ -80,6 +84,7 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
     rebuild.furnish()?;
     clock.lap("processes");
     rebuild.set_up_threads()?;
+    rebuild.late_calls()?;
     clock.lap("threads");
     let warnings = std::mem::take(&mut rebuild.warnings);
     let (processes, threads) = rebuild.release()?;
@@ -161,7 +166,8 @@ fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
 struct Rebuild<'a> {
     image: &'a GroupImage,
     places: &'a Places,
-    opened: Opened<'a>,
+    descriptions: Descriptions,
+    opened: Opened,
     contents: Contents,
     /// By space.
     scripts: Vec<Script>,
@@ -181,6 +187,7 @@ impl<'a> Rebuild<'a> {
         places: &'a Places,
         request: &Request,
         runner: AddrRange,
+        blockade: Blockade,
     ) -> Result<Self, Failure> {
         ephemeral::put_back(image, &request.image, places)?;
         let floor = tables::floor(image);
@@ -189,19 +196,27 @@ impl<'a> Rebuild<'a> {
         let ground = Ground::of_ourselves(runner)?;
         let scripts = image.spaces.iter().map(|space| script(space, &image.objects, &pages, &ground));
         let scripts = scripts.collect::<Result<Vec<_>, _>>()?;
-        let mut opened = Opened::directories_of(image, places, floor)?;
-        opened.add_memory(&scripts, &contents, &pages)?;
+        // From here on epoll instances need the numbers that members use.
+        drop(blockade);
+        let mut host = Host::new(image, places, &pages, &contents);
+        let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
+        let files = &mut descriptions.files;
+        let mut opened = Opened::directories_of(image, files, &mut host, floor)?;
+        opened.add_memory(image, &scripts, &contents, &pages, files, &mut host)?;
+        host.home()?;
+        let warnings = descriptions.warnings.iter().map(ToString::to_string).collect();
         Ok(Self {
             image,
             places,
+            descriptions,
             opened,
             contents,
             scripts,
             floor,
             gadget: 0,
+            warnings,
             members: Members::new(),
             threads: BTreeMap::new(),
-            warnings: Vec::new(),
         })
     }
 
@@ -232,7 +247,7 @@ impl<'a> Rebuild<'a> {
                 return Ok(());
             }
             let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
-            tables::place(member, table, this.floor, |_| None)
+            tables::place(member, table, this.floor, |id| Some(this.descriptions.get(id)?.as_raw_fd()))
         })?;
         let mut spaces_done = BTreeSet::new();
         self.each(|this, member, _, body| {
@@ -292,6 +307,21 @@ impl<'a> Rebuild<'a> {
             release::drain(member)?;
             release::queue(member, record.pid.0, &leader.pending, &body.pending)
         })
+    }
+
+    /// What descriptors need once all members exist and have their ids.
+    fn late_calls(&mut self) -> Result<(), Failure> {
+        for call in late::calls(self.image) {
+            let Some(member) = self.members.get_mut(&call.pid) else {
+                return Err(Failure::corrupt("it has descriptors and does not live").of_pid(call.pid.0));
+            };
+            match tables::late(member, &call) {
+                Err(failure) if call.must => return Err(failure),
+                Err(failure) => self.warnings.push(failure.to_string()),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Registers; then lets all go at once. Gives the numbers of processes and threads.

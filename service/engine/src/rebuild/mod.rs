@@ -13,6 +13,7 @@ mod driver;
 mod ephemeral;
 mod failure;
 mod grow;
+mod host;
 mod member;
 pub mod memory;
 mod notify;

@@ -8,52 +8,53 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use ckpt_image::PageReader;
 use ckpt_image::records::{FileId, FsRecord, GroupImage};
 use ckpt_sys::descriptor::duplicate_above;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::libc;
 
 use super::Failure;
 use super::content::Contents;
+use super::host::Host;
 use super::memory::{FdRef, Script};
-use super::places::Places;
 use super::process::{Directories, living, lookup};
+use crate::kinds::rebuild::OpenFiles;
 
 /// Open directories and whatever memory is made of.
 #[derive(Debug)]
-pub struct Opened<'a> {
-    image: &'a GroupImage,
-    places: &'a Places,
+pub struct Opened {
     floor: RawFd,
     directories: BTreeMap<FileId, OwnedFd>,
     memory: BTreeMap<FdRef, OwnedFd>,
 }
 
-impl<'a> Opened<'a> {
-    /// Opens the directories of all living processes.
-    pub fn directories_of(image: &'a GroupImage, places: &'a Places, floor: RawFd) -> Result<Self, Failure> {
-        let mut opened = Self { image, places, floor, directories: BTreeMap::new(), memory: BTreeMap::new() };
+impl Opened {
+    /// Opens the directories of all living processes. The host is left where it was last.
+    pub fn directories_of(
+        image: &GroupImage,
+        files: &mut OpenFiles,
+        host: &mut Host<'_>,
+        floor: RawFd,
+    ) -> Result<Self, Failure> {
+        let mut directories = BTreeMap::new();
         for (process, body) in living(image) {
             let fs = lookup(&image.fs, body.fs.index(), "directories")?;
             for id in std::iter::once(fs.cwd).chain(fs.root) {
-                opened.add_directory(id).map_err(|e| e.of_pid(process.pid.0))?;
+                if !directories.contains_key(&id) {
+                    let fd = files.open(image, host, id, libc::O_PATH | libc::O_DIRECTORY);
+                    directories.insert(id, fd.map_err(|e| Failure::from(e).of_pid(process.pid.0))?);
+                }
             }
         }
-        Ok(opened)
+        Ok(Self { floor, directories, memory: BTreeMap::new() })
     }
 
-    fn add_directory(&mut self, id: FileId) -> Result<(), Failure> {
-        if !self.directories.contains_key(&id) {
-            let fd = self.by_path(id, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-            self.directories.insert(id, fd);
-        }
-        Ok(())
-    }
-
-    /// Opens what the scripts need, `contents` being what the image holds.
+    /// Opens what the scripts need, `contents` being what the image holds. The host is left where it was last.
     pub fn add_memory(
         &mut self,
+        image: &GroupImage,
         scripts: &[Script],
         contents: &Contents,
         pages: &PageReader,
+        files: &mut OpenFiles,
+        host: &mut Host<'_>,
     ) -> Result<(), Failure> {
         for wanted in scripts.iter().flat_map(Script::descriptors) {
             if self.memory.contains_key(&wanted) {
@@ -68,7 +69,8 @@ impl<'a> Opened<'a> {
                     self.high(zero.as_fd())?
                 }
                 (FdRef::File { file, write }, _) => {
-                    self.by_path(file, if write { OFlag::O_RDWR } else { OFlag::O_RDONLY })?
+                    let access = if write { libc::O_RDWR } else { libc::O_RDONLY };
+                    files.open(image, host, file, access | libc::O_NONBLOCK | libc::O_NOCTTY)?
                 }
                 (FdRef::Object(_) | FdRef::Gate { .. }, _) => {
                     return Err(Failure::corrupt(format!("{wanted:?} is not in the image")));
@@ -82,17 +84,6 @@ impl<'a> Opened<'a> {
     fn high(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd, Failure> {
         duplicate_above(fd, self.floor)
             .map_err(|e| Failure::not_restorable(format!("open descriptors above {}: {e}", self.floor)))
-    }
-
-    /// Opens a file by its path in the namespaces of its unit.
-    fn by_path(&self, id: FileId, flags: OFlag) -> Result<OwnedFd, Failure> {
-        let record = lookup(&self.image.files, id.index(), "file")?;
-        let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let fd = self.places.within(record.unit, || open(&record.path, flags, Mode::empty()))?;
-        let fd = fd.map_err(|e| {
-            Failure::new("FileMismatch", e.desc()).of_object(record.path.display().to_string())
-        })?;
-        self.high(fd.as_fd())
     }
 
     /// The number, here and in every member, of what memory is made of.

@@ -71,6 +71,18 @@ impl Places {
         within(&place.namespaces, &self.home, deed).map_err(|e| Failure::from(e).of_unit(&place.name))
     }
 
+    /// Moves this process into the namespaces of a unit; it must be at home, and go back by [`Places::leave`].
+    pub fn enter(&self, unit: UnitIndex) -> Result<(), Failure> {
+        let place = self.get(unit)?;
+        place.namespaces.enter(&self.home).map_err(|e| Failure::from(e).of_unit(&place.name))
+    }
+
+    /// Moves this process back home from the namespaces of a unit.
+    pub fn leave(&self, unit: UnitIndex) -> Result<(), Failure> {
+        let place = self.get(unit)?;
+        self.home.enter(&place.namespaces).map_err(|e| Failure::from(e).of_unit(&place.name))
+    }
+
     /// Whether two units have the same namespaces.
     pub fn together(&self, one: UnitIndex, other: UnitIndex) -> Result<bool, Failure> {
         Ok(one == other || self.get(one)?.namespaces.same(&self.get(other)?.namespaces))

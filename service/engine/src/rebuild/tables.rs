@@ -6,6 +6,7 @@ use ckpt_image::records::{DescriptionId, FdTableRecord, GroupImage};
 use nix::libc;
 
 use super::{Failure, Member};
+use crate::kinds::late::LateCall;
 
 /// The first descriptor number that no member uses: everything opened for the rebuild lies at or above it.
 pub fn floor(image: &GroupImage) -> RawFd {
@@ -45,6 +46,35 @@ pub fn place(
         batch.must(libc::SYS_dup3, [from as u64, descriptor.fd as u64, flags, 0, 0, 0]);
     }
     member.run("place descriptors", &batch).map(drop)
+}
+
+/// Makes one call for a descriptor in a member, and moves what it opens to its numbers.
+pub fn late(member: &mut Member, call: &LateCall) -> Result<(), Failure> {
+    let mut batch = member.batch();
+    let mut args = call.args;
+    if let Some((argument, bytes)) = &call.data
+        && let Some(place) = args.get_mut(*argument)
+    {
+        *place = batch.data(bytes).get();
+    }
+    let made = batch.must(call.nr, args);
+    let outcome = member.run(&call.what, &batch)?;
+    if call.moved_to.is_empty() {
+        return Ok(());
+    }
+    let fd = outcome.result(made).unwrap_or(u64::MAX);
+    let mut batch = member.batch();
+    for (number, cloexec) in call.moved_to.iter().filter(|(number, _)| *number as u64 != fd) {
+        let flags = if *cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+        batch.must(libc::SYS_dup3, [fd, *number as u64, flags, 0, 0, 0]);
+    }
+    match call.moved_to.iter().find(|(number, _)| *number as u64 == fd) {
+        None => batch.must(libc::SYS_close, [fd, 0, 0, 0, 0, 0]),
+        Some((_, cloexec)) => {
+            batch.must(libc::SYS_fcntl, [fd, libc::F_SETFD as u64, u64::from(*cloexec), 0, 0, 0])
+        }
+    };
+    member.run(&call.what, &batch).map(drop)
 }
 
 /// Closes all that was opened for the rebuild.
