@@ -2,6 +2,7 @@
 //! numbers above all that members use, and at the same numbers in every member.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -37,9 +38,9 @@ impl Opened {
         for (process, body) in living(image) {
             let fs = lookup(&image.fs, body.fs.index(), "directories")?;
             for id in std::iter::once(fs.cwd).chain(fs.root) {
-                if !directories.contains_key(&id) {
+                if let Entry::Vacant(place) = directories.entry(id) {
                     let fd = files.open(image, host, id, libc::O_PATH | libc::O_DIRECTORY);
-                    directories.insert(id, fd.map_err(|e| Failure::from(e).of_pid(process.pid.0))?);
+                    place.insert(fd.map_err(|e| Failure::from(e).of_pid(process.pid.0))?);
                 }
             }
         }
