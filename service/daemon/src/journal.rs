@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn every_message_id_is_32_hex_digits_unique_and_in_the_catalog() {
-        let catalog = include_str!("../../../units/catalog/ckpt.catalog");
+        let catalog = include_str!("../../../units/ckpt.catalog");
         let mut seen = std::collections::BTreeSet::new();
         for id in ids::ALL {
             assert!(

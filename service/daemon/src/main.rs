@@ -18,12 +18,13 @@ use tokio::signal::unix::{SignalKind, signal};
 const LIB: &str = "/usr/lib/ckpt";
 const ETC: &str = "/etc/ckpt";
 
-const USAGE: &str = "usage: ckptd [--print-introspection [INTERFACE] | --version | --help]
+const USAGE: &str = "usage: ckptd [--print-introspection [INTERFACE] | --thaw | --version | --help]
 
 The checkpoint daemon: serves org.ckpt on the system bus. systemd starts it (ckptd.service), and so does the
 first call to org.ckpt. Without an option it runs; it must be root.
 
   --print-introspection   print the D-Bus introspection XML of all interfaces, or of INTERFACE
+  --thaw                  thaw what a ckptd that ended left frozen, and exit
   --version               print the version
   --help                  print this
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args.as_slice() {
         [] => run(),
+        ["--thaw"] => thaw(),
         ["--help" | "-h"] => print(USAGE),
         ["--version" | "-V"] => print(&format!("ckptd {}", env!("CARGO_PKG_VERSION"))),
         ["--print-introspection"] => print(introspect::all().trim_end()),
@@ -68,6 +70,21 @@ fn run() -> ExitCode {
     };
     match runtime.block_on(serve(settings)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// For ExecStopPost=: does what the start of the daemon would do, at once and without the bus.
+fn thaw() -> ExitCode {
+    journal::init();
+    let (settings, _) = settings::load(Path::new(LIB), Path::new(ETC));
+    let thawed = ckpt_engine::host::cgroup_mount()
+        .and_then(|mount| ckpt_engine::frozen::thaw_recorded(&settings.run, &mount));
+    match thawed {
+        Ok(events) => {
+            events.iter().for_each(|event| journal::event("", event));
+            ExitCode::SUCCESS
+        }
         Err(error) => fail(&error.to_string()),
     }
 }

@@ -165,7 +165,8 @@ async fn failures_carry_the_names_of_the_contract() {
     );
     assert_eq!(error_name(world.manager.merge("web", "X", &none()).await), "org.ckpt.Error.Unsupported");
     assert_eq!(error_name(world.manager.prune("web", &none()).await), "org.ckpt.Error.Unsupported");
-    let failures: [(fn() -> Error, &str); 4] = [
+    type Failure = (fn() -> Error, &'static str);
+    let failures: [Failure; 4] = [
         (|| Error::FreezeTimeout { group: "web".into(), why: "x".into() }, "org.ckpt.Error.FreezeTimeout"),
         (|| Error::NoSpace("x".into()), "org.ckpt.Error.NoSpace"),
         (|| Error::InvalidArgs("x".into()), "org.freedesktop.DBus.Error.InvalidArgs"),

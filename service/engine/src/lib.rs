@@ -14,6 +14,7 @@ pub mod check;
 pub mod config;
 pub mod error;
 pub mod frozen;
+pub mod host;
 pub mod kinds;
 pub mod local;
 pub mod machine;

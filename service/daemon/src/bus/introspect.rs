@@ -147,6 +147,12 @@ impl Host for Nothing {
     fn remove(&self, _: &Group) -> Result<(), Error> {
         unsupported()
     }
+    fn tidy(&self) -> Result<(), Error> {
+        unsupported()
+    }
+    fn tidy_leftovers(&self) -> Result<(), Error> {
+        unsupported()
+    }
     fn is_subvolume(&self, _: &Path) -> Result<(), Error> {
         unsupported()
     }

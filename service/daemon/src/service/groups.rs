@@ -63,6 +63,9 @@ impl Service {
             Ok(events) => events.iter().for_each(|event| journal::event("", event)),
             Err(error) => journal::problem("", &error),
         }
+        if let Err(error) = self.blocking(|service| service.host.tidy_leftovers()).await? {
+            journal::problem("", &error);
+        }
         let names =
             groups.into_iter().map(|g| g.name).chain(stored.into_iter().filter(|n| groups::names::valid(n)));
         for name in names.collect::<std::collections::BTreeSet<_>>() {
@@ -78,6 +81,11 @@ impl Service {
         let state = self.state();
         let enabled = state.groups.iter().filter(|(_, known)| known.enabled);
         enabled.map(|(name, known)| Group { name: name.clone(), config: known.config.clone() }).collect()
+    }
+
+    /// Registered groups that are slices.
+    pub fn slices(&self) -> Vec<Group> {
+        self.all_registered().into_iter().filter(|g| g.config.slice.is_some()).collect()
     }
 
     /// Takes groups.d as it is now. Files that are wrong are told; what was known of them stays.

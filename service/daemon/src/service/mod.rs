@@ -24,6 +24,10 @@ pub trait Host: Units {
     fn install(&self, group: &Group) -> Result<(), Error>;
     /// Takes the drop-ins away and reloads systemd. Idempotent.
     fn remove(&self, group: &Group) -> Result<(), Error>;
+    /// Takes away what the job of the calling thread left in systemd's way. Called when the job ends.
+    fn tidy(&self) -> Result<(), Error>;
+    /// Takes away what a daemon that died left in systemd's way. Called once, at start.
+    fn tidy_leftovers(&self) -> Result<(), Error>;
     /// Whether the path is a btrfs subvolume; the error says what it is instead.
     fn is_subvolume(&self, path: &std::path::Path) -> Result<(), Error>;
 }

@@ -50,10 +50,14 @@ impl Service {
             self.release(&job);
             return Err(error.into());
         }
-        let (engine, worker) = (Arc::clone(&self.engine), Arc::clone(&job));
-        let spawned = std::thread::Builder::new()
-            .name(format!("ckpt:{}", group.name))
-            .spawn(move || worker.finished(perform(&*engine, &group, &worker)));
+        let (service, worker) = (Arc::clone(self), Arc::clone(&job));
+        let spawned = std::thread::Builder::new().name(format!("ckpt:{}", group.name)).spawn(move || {
+            let result = perform(&*service.engine, &group, &worker);
+            if let Err(error) = service.host.tidy() {
+                journal::problem(&group.name, &error);
+            }
+            worker.finished(result);
+        });
         if let Err(error) = spawned {
             job.finished(Err(Error::io("a worker thread could not start", error)));
         }

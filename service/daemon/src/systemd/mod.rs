@@ -1,78 +1,121 @@
 //! systemd over its bus: the units of a group, drop-ins, stubs, stopping (org.freedesktop.systemd1(5)).
+//!
+//! ```text
+//! restore:  stop ──► start_stubs ──► (members move in) ──► adopt        or: abandon
+//!           zz-ckpt-restore.conf is there ────────────────► gone
+//! ```
 
-use std::path::Path;
-use std::sync::Arc;
+mod bridge;
+pub mod dropin;
+mod enable;
+mod features;
+mod list;
+mod proxy;
+mod stop;
+mod stubs;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use ckpt_engine::config::Settings;
 use ckpt_engine::{Error, Group, Stub, Unit, UnitMain, Units};
 
-use crate::service::{Host, Service};
+use crate::service::Host;
+use bridge::Bridge;
+
+pub use features::kernel_features;
 
 /// systemd as the engine and the daemon need it.
 pub struct Systemd {
-    connection: zbus::Connection,
+    bridge: Bridge,
+    libdir: PathBuf,
+    /// Drop-ins of enabled groups.
+    etc: PathBuf,
+    /// Drop-ins of restores.
+    run: PathBuf,
+    /// Units with a restore drop-in, and the job's thread that wrote it.
+    held: Mutex<BTreeMap<String, ThreadId>>,
+    /// Drop-ins are written and systemd reloaded by one thread at a time.
+    writing: Mutex<()>,
 }
 
 impl Systemd {
-    /// On this connection to the system bus.
-    pub fn new(connection: zbus::Connection, _settings: &Settings) -> Self {
-        Self { connection }
+    /// On this connection to the system bus; from within its runtime.
+    pub fn new(connection: zbus::Connection, settings: &Settings) -> Self {
+        Self {
+            bridge: Bridge::new(connection),
+            libdir: settings.libdir.clone(),
+            etc: "/etc/systemd/system".into(),
+            run: "/run/systemd/system".into(),
+            held: Mutex::default(),
+            writing: Mutex::default(),
+        }
     }
-    /// Watch.
-    pub async fn watch(&self, _service: &Arc<Service>) {
-        let _ = &self.connection;
-    }
-}
 
-fn unsupported<T>() -> Result<T, Error> {
-    Err(Error::Unsupported("systemd".into()))
+    fn stub(&self) -> PathBuf {
+        self.libdir.join("ckpt-stub")
+    }
+
+    fn library(&self) -> PathBuf {
+        self.libdir.join("libckpt_preload.so")
+    }
+
+    fn lock_held(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, ThreadId>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_writing(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Units for Systemd {
-    fn units(&self, _: &Group) -> Result<Vec<Unit>, Error> {
-        unsupported()
+    fn units(&self, group: &Group) -> Result<Vec<Unit>, Error> {
+        self.bridge.run(list::units(&self.bridge, group))
     }
-    fn stop(&self, _: &[String], _: bool) -> Result<(), Error> {
-        unsupported()
+
+    fn stop(&self, units: &[String], kill: bool) -> Result<(), Error> {
+        if kill { self.stop_at_once(units) } else { self.stop_gently(units) }
     }
-    fn start_stubs(&self, _: &[String]) -> Result<Vec<Stub>, Error> {
-        unsupported()
+
+    fn start_stubs(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
+        self.start_stubs_of(units)
     }
-    fn adopt(&self, _: &[UnitMain]) -> Result<(), Error> {
-        unsupported()
+
+    fn adopt(&self, units: &[UnitMain]) -> Result<(), Error> {
+        self.adopt_units(units)
     }
-    fn abandon(&self, _: &[String]) -> Result<(), Error> {
-        unsupported()
+
+    fn abandon(&self, units: &[String]) -> Result<(), Error> {
+        self.abandon_units(units)
     }
 }
 
 impl Host for Systemd {
-    fn exists(&self, _: &str) -> Result<bool, Error> {
-        unsupported()
+    fn exists(&self, unit: &str) -> Result<bool, Error> {
+        self.bridge.run(list::exists(&self.bridge, unit))
     }
-    fn install(&self, _: &Group) -> Result<(), Error> {
-        unsupported()
-    }
-    fn remove(&self, _: &Group) -> Result<(), Error> {
-        unsupported()
-    }
-    fn is_subvolume(&self, _: &Path) -> Result<(), Error> {
-        unsupported()
-    }
-}
 
-/// What this kernel and host offer, by trying: words of KernelFeatures.
-pub fn kernel_features() -> Vec<String> {
-    let probes: [(&str, fn() -> bool); 4] = [
-        ("cgroup2", || Path::new("/sys/fs/cgroup/cgroup.procs").exists()),
-        ("btrfs", || listed("/proc/filesystems", "btrfs")),
-        ("pagemap", || Path::new("/proc/self/pagemap").exists()),
-        ("time-namespaces", || Path::new("/proc/self/ns/time").exists()),
-    ];
-    probes.iter().filter(|(_, probe)| probe()).map(|(name, _)| (*name).to_owned()).collect()
-}
+    fn install(&self, group: &Group) -> Result<(), Error> {
+        self.install_group(group)
+    }
 
-/// Whether a file of the kernel holds the word.
-fn listed(file: &str, word: &str) -> bool {
-    std::fs::read_to_string(file).is_ok_and(|text| text.split_whitespace().any(|w| w == word))
+    fn remove(&self, group: &Group) -> Result<(), Error> {
+        self.remove_group(group)
+    }
+
+    fn is_subvolume(&self, path: &Path) -> Result<(), Error> {
+        enable::is_subvolume(path)
+    }
+
+    fn tidy(&self) -> Result<(), Error> {
+        self.tidy_thread()
+    }
+
+    fn tidy_leftovers(&self) -> Result<(), Error> {
+        self.tidy_all()
+    }
 }

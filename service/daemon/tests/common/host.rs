@@ -58,6 +58,12 @@ impl Host for PaperHost {
         self.installed.lock().unwrap().remove(&group.name);
         Ok(())
     }
+    fn tidy(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    fn tidy_leftovers(&self) -> Result<(), Error> {
+        Ok(())
+    }
     fn is_subvolume(&self, path: &Path) -> Result<(), Error> {
         match path.starts_with("/srv") {
             true => Ok(()),

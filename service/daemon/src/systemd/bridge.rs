@@ -1,0 +1,161 @@
+//! Calls of systemd's bus from threads that block.
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::time::Duration;
+
+use ckpt_engine::Error;
+use futures_util::StreamExt;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use zbus::{Connection, OwnedObjectPath};
+
+use super::proxy::{ManagerProxy, ServiceProxy, UnitProxy};
+
+/// systemd's bus for a worker thread.
+pub struct Bridge {
+    connection: Connection,
+    handle: Handle,
+}
+
+/// What is asked of systemd for a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// StartUnit.
+    Start,
+    /// StopUnit.
+    Stop,
+}
+
+impl Bridge {
+    /// From within the runtime that the connection lives on.
+    pub fn new(connection: Connection) -> Self {
+        Self { connection, handle: Handle::current() }
+    }
+
+    /// Runs a future to its end, from a thread that is not the runtime's.
+    pub fn run<T>(&self, future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.handle.block_on(future)
+    }
+
+    /// The manager object.
+    pub async fn manager(&self) -> Result<ManagerProxy<'static>, Error> {
+        ManagerProxy::new(&self.connection).await.map_err(|e| failed("systemd", &e))
+    }
+
+    /// systemd-wide: reads all unit files anew.
+    pub async fn reload(&self) -> Result<(), Error> {
+        self.manager().await?.reload().await.map_err(|e| failed("daemon-reload", &e))
+    }
+
+    /// The object of a unit that is loaded, or is loaded now.
+    pub async fn load(&self, unit: &str) -> Result<OwnedObjectPath, Error> {
+        self.manager().await?.load_unit(unit).await.map_err(|e| failed(unit, &e))
+    }
+
+    /// Properties of any unit.
+    pub async fn unit(&self, path: &OwnedObjectPath) -> Result<UnitProxy<'static>, Error> {
+        let builder = UnitProxy::builder(&self.connection).path(path.clone());
+        let proxy = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await;
+        proxy.map_err(|e| failed(path.as_str(), &e))
+    }
+
+    /// Properties of a service.
+    pub async fn service(&self, path: &OwnedObjectPath) -> Result<ServiceProxy<'static>, Error> {
+        let builder = ServiceProxy::builder(&self.connection).path(path.clone());
+        let proxy = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await;
+        proxy.map_err(|e| failed(path.as_str(), &e))
+    }
+
+    /// Starts jobs for the units and, when `settle` returned, waits until all of them are done. Answers the result of each.
+    pub async fn jobs(
+        &self,
+        verb: Verb,
+        mode: &str,
+        units: &[String],
+        patience: Duration,
+        settle: impl FnOnce(),
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let manager = self.manager().await?;
+        // Before the call: the job may be gone when it returns.
+        let mut removed = manager.receive_job_removed().await.map_err(|e| failed("JobRemoved", &e))?;
+        let mut open = HashMap::new();
+        for unit in units {
+            let job = match verb {
+                Verb::Start => manager.start_unit(unit, mode).await,
+                Verb::Stop => manager.stop_unit(unit, mode).await,
+            };
+            match job {
+                Ok(job) => drop(open.insert(job, unit.clone())),
+                Err(error) if verb == Verb::Stop && is_no_such_unit(&error) => {}
+                Err(error) => return Err(failed(unit, &error)),
+            }
+        }
+        settle();
+        let mut results = BTreeMap::new();
+        let all = async {
+            while !open.is_empty() {
+                let Some(signal) = removed.next().await else { break };
+                let Ok(args) = signal.args() else { continue };
+                if let Some(unit) = open.remove(&args.job) {
+                    results.insert(unit, args.result.clone());
+                }
+            }
+        };
+        match timeout(patience, all).await {
+            Ok(()) => Ok(results),
+            Err(_) => {
+                let late: Vec<_> = open.into_values().collect();
+                Err(Error::Failed(format!(
+                    "systemd did not {verb:?} {} within {patience:?}",
+                    late.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Waits until the condition, looked at anew at each change of the unit's properties, answers something.
+    pub async fn until<T, F>(
+        &self,
+        path: &OwnedObjectPath,
+        patience: Duration,
+        what: &str,
+        condition: impl Fn() -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Option<T>, Error>>,
+    {
+        let builder = zbus::fdo::PropertiesProxy::builder(&self.connection)
+            .destination("org.freedesktop.systemd1")
+            .path(path.clone());
+        let properties = builder.build().await.map_err(|e| failed(path.as_str(), &e))?;
+        let mut changes =
+            properties.receive_properties_changed().await.map_err(|e| failed(path.as_str(), &e))?;
+        let wait = async {
+            loop {
+                if let Some(found) = condition().await? {
+                    return Ok(found);
+                }
+                // systemd tells changes of state; what it does not tell (an exec, a MainPID on its own) is looked for every few milliseconds.
+                let _ = timeout(Duration::from_millis(5), changes.next()).await;
+            }
+        };
+        match timeout(patience, wait).await {
+            Ok(found) => found,
+            Err(_) => Err(Error::Failed(format!("{what} did not happen within {patience:?}"))),
+        }
+    }
+}
+
+/// An error of systemd, with what it is about.
+pub fn failed(what: &str, error: &zbus::Error) -> Error {
+    match ckpt_dbus::errors::reply(error) {
+        Some((_, text)) if !text.is_empty() => Error::Failed(format!("{what}: {text}")),
+        _ => Error::Failed(format!("{what}: {error}")),
+    }
+}
+
+/// Whether the unit is not loaded and so cannot run.
+pub fn is_no_such_unit(error: &zbus::Error) -> bool {
+    ckpt_dbus::errors::reply(error).is_some_and(|(name, _)| name == "org.freedesktop.systemd1.NoSuchUnit")
+}

@@ -1,0 +1,124 @@
+//! The units of a group as systemd knows them.
+
+use std::path::PathBuf;
+
+use ckpt_engine::{Error, Group, Unit};
+use zbus::OwnedObjectPath;
+
+use super::bridge::{Bridge, failed};
+
+/// The unit that we are: it cannot freeze itself.
+const OURSELVES: &str = "ckptd.service";
+
+/// The services of the slice and its nested slices that run or are about to, or the units listed; ordered by name.
+pub async fn units(bridge: &Bridge, group: &Group) -> Result<Vec<Unit>, Error> {
+    let slice = group.config.slice.as_deref();
+    let mut names = match slice {
+        Some(slice) => services_of(bridge, slice).await?,
+        None => group.config.units.clone(),
+    };
+    names.sort();
+    names.dedup();
+    refuse_ourselves(group, &names)?;
+    let mut units = Vec::new();
+    for name in names {
+        let unit = describe(bridge, &name).await?;
+        // A slice is what is in it now; a list is what was listed.
+        if slice.is_none() || !unit.cgroup.is_empty() {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// ckptd must not be a member of what it freezes.
+pub fn refuse_ourselves(group: &Group, units: &[String]) -> Result<(), Error> {
+    match units.iter().any(|u| u == OURSELVES) {
+        false => Ok(()),
+        true => Err(Error::InvalidArgs(format!(
+            "group {} holds {OURSELVES}, which cannot freeze itself; put the group's units into a slice of their own (Slice=)",
+            group.name
+        ))),
+    }
+}
+
+/// Loaded services below a slice.
+pub async fn services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Error> {
+    let mut slices = vec![slice.to_owned()];
+    let mut services = Vec::new();
+    while let Some(slice) = slices.pop() {
+        let path = bridge.load(&slice).await?;
+        let below = bridge.unit(&path).await?.slice_of().await.map_err(|e| failed(&slice, &e))?;
+        for unit in below {
+            if unit.ends_with(".slice") {
+                slices.push(unit);
+            } else if unit.ends_with(".service") {
+                services.push(unit);
+            }
+        }
+    }
+    Ok(services)
+}
+
+/// All services that belong below the slice: loaded ones, and those of unit files on disk.
+pub async fn all_services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Error> {
+    let manager = bridge.manager().await?;
+    let files = manager.list_unit_files_by_patterns(&[], &["*.service"]).await;
+    let files = files.map_err(|e| failed("unit files", &e))?;
+    for (file, _) in files {
+        let name = file.rsplit('/').next().unwrap_or(&file);
+        if !name.contains("@.") {
+            // Loading it is enough: the slice knows it then. A unit that cannot be loaded has no process either.
+            let _ = manager.load_unit(name).await;
+        }
+    }
+    services_of(bridge, slice).await
+}
+
+async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
+    let path = bridge.load(name).await?;
+    let service = bridge.service(&path).await?;
+    let of = |e: zbus::Error| failed(name, &e);
+    let main_pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
+    let runtime = service.runtime_directory().await.map_err(of)?;
+    Ok(Unit {
+        name: name.to_owned(),
+        cgroup: service.control_group().await.map_err(of)?,
+        active_state: bridge.unit(&path).await?.active_state().await.map_err(of)?,
+        main_pid,
+        // Since v250 a directory may have symlinks, `name:link` (systemd.exec(5)).
+        runtime_directories: runtime
+            .iter()
+            .map(|d| PathBuf::from("/run").join(d.split(':').next().unwrap_or(d)))
+            .collect(),
+        private_tmp: service.private_tmp().await.map_err(of)?,
+        // USEC_INFINITY: no watchdog.
+        watchdog_usec: service
+            .watchdog_usec()
+            .await
+            .map_err(of)
+            .map(|w| if w == u64::MAX { 0 } else { w })?,
+        preloaded: main_pid > 0 && preloaded(main_pid),
+    })
+}
+
+/// Whether the process has the preload library mapped.
+fn preloaded(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|m| m.contains("/libckpt_preload.so"))
+}
+
+/// Whether systemd can load the unit. A slice can always be loaded: it exists if it has a file or runs.
+pub async fn exists(bridge: &Bridge, unit: &str) -> Result<bool, Error> {
+    let path: OwnedObjectPath = match bridge.manager().await?.load_unit(unit).await {
+        Ok(path) => path,
+        // Not a valid name.
+        Err(_) => return Ok(false),
+    };
+    let unit = bridge.unit(&path).await?;
+    let of = |e: zbus::Error| failed(path.as_str(), &e);
+    if unit.load_state().await.map_err(of)? != "loaded" {
+        return Ok(false);
+    }
+    let runs = unit.active_state().await.map_err(of)? != "inactive";
+    Ok(runs || !unit.fragment_path().await.map_err(of)?.is_empty())
+}

@@ -1,0 +1,84 @@
+//! Stopping units so that nothing restarts them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ckpt_engine::Error;
+use ckpt_engine::host::cgroup_mount;
+
+use super::Systemd;
+use super::bridge::{Bridge, Verb, failed};
+
+/// Killed processes are gone in milliseconds; a core dump or a device that does not answer takes longer.
+const KILLED: Duration = Duration::from_secs(60);
+/// A unit's own TimeoutStopSec= ends it (90 s unless it says otherwise).
+const GENTLE: Duration = Duration::from_secs(600);
+
+impl Systemd {
+    /// `systemctl stop`: ExecStop=, SIGTERM, patience.
+    pub(super) fn stop_gently(&self, units: &[String]) -> Result<(), Error> {
+        self.bridge.run(async {
+            self.bridge.jobs(Verb::Stop, "replace", units, GENTLE, || ()).await?;
+            self.verify_stopped(units).await
+        })
+    }
+
+    /// Stops the units without asking their programs. The restore drop-in takes Restart=, OnFailure=, ExecStop= and ExecStopPost= out of the
+    /// way first; then systemd is told, so that the end of the processes is no failure; then they are killed, frozen or not.
+    ///
+    /// The caller does not trace the processes: systemd would not hear of their end (ptrace(2): a tracee's zombie is the tracer's).
+    pub(super) fn stop_at_once(&self, units: &[String]) -> Result<(), Error> {
+        self.hold(units)?;
+        self.kill_and_wait(units)
+    }
+
+    /// With the drop-in in place.
+    pub(super) fn kill_and_wait(&self, units: &[String]) -> Result<(), Error> {
+        let mount = cgroup_mount()?;
+        self.bridge.run(async {
+            let cgroups = self.cgroups(units).await?;
+            let kill = || cgroups.iter().for_each(|cgroup| kill_cgroup(&mount, cgroup));
+            self.bridge.jobs(Verb::Stop, "ignore-dependencies", units, KILLED, kill).await?;
+            self.verify_stopped(units).await
+        })
+    }
+
+    async fn cgroups(&self, units: &[String]) -> Result<Vec<String>, Error> {
+        let mut cgroups = Vec::new();
+        for unit in units {
+            let path = self.bridge.load(unit).await?;
+            let cgroup = self.bridge.service(&path).await?.control_group().await;
+            cgroups.push(cgroup.map_err(|e| failed(unit, &e))?);
+        }
+        cgroups.retain(|c| !c.is_empty());
+        Ok(cgroups)
+    }
+
+    async fn verify_stopped(&self, units: &[String]) -> Result<(), Error> {
+        let manager = self.bridge.manager().await?;
+        for unit in units {
+            let state = active_state(&self.bridge, unit).await?;
+            if !matches!(state.as_str(), "inactive" | "failed") {
+                return Err(Error::Failed(format!(
+                    "{unit} was stopped and is {state}; something starts it again"
+                )));
+            }
+            // A unit that was killed counts as failed: it is not, and its start limit begins anew.
+            let _ = manager.reset_failed_unit(unit).await;
+        }
+        Ok(())
+    }
+}
+
+/// ActiveState=.
+pub async fn active_state(bridge: &Bridge, unit: &str) -> Result<String, Error> {
+    let path = bridge.load(unit).await?;
+    bridge.unit(&path).await?.active_state().await.map_err(|e| failed(unit, &e))
+}
+
+/// Kills every process below the cgroup (cgroup.kill, Linux 5.14). A cgroup that is gone has none.
+fn kill_cgroup(mount: &Path, cgroup: &str) {
+    let file = mount.join(cgroup.trim_start_matches('/')).join("cgroup.kill");
+    // Where it cannot be written, systemd's own SIGKILL comes after TimeoutStopSec=.
+    let _ = std::fs::write(file, "1");
+}

@@ -1,0 +1,194 @@
+//! ckpt-stub in place of a unit's program, so that systemd builds the unit's cgroup, namespaces and sandbox for the members to move in.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use ckpt_engine::host::pidfd;
+use ckpt_engine::{Error, Stub, UnitMain};
+
+use super::bridge::{Verb, failed};
+use super::{Systemd, dropin};
+
+/// systemd forks and executes the stub; sandboxes with many mounts take longest.
+const START: Duration = Duration::from_secs(60);
+/// The members have said READY=1 already when adopt is called.
+const ADOPT: Duration = Duration::from_secs(60);
+
+impl Systemd {
+    /// Writes the restore drop-ins and reloads, unless they are there already.
+    pub(super) fn hold(&self, units: &[String]) -> Result<(), Error> {
+        let _writing = self.lock_writing();
+        let mut changed = false;
+        for unit in units {
+            let lines = self.bridge.run(self.sandbox_lines(unit))?;
+            self.lock_held().insert(unit.clone(), thread::current().id());
+            changed |= dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
+        }
+        match changed {
+            true => self.bridge.run(self.bridge.reload()),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes the restore drop-ins away and reloads, if there are any.
+    fn let_go(&self, units: &[String]) -> Result<(), Error> {
+        let _writing = self.lock_writing();
+        let mut changed = false;
+        for unit in units {
+            changed |= dropin::remove(&self.run, unit, dropin::RESTORE)?;
+            self.lock_held().remove(unit);
+        }
+        match changed {
+            true => self.bridge.run(self.bridge.reload()),
+            false => Ok(()),
+        }
+    }
+
+    async fn sandbox_lines(&self, unit: &str) -> Result<String, Error> {
+        let path = self.bridge.load(unit).await?;
+        let service = self.bridge.service(&path).await?;
+        let of = |e: zbus::Error| failed(unit, &e);
+        let root = service.root_directory().await.map_err(of)?;
+        let image = service.root_image().await.map_err(of)?;
+        let no_exec = service.no_exec_paths().await.map_err(of)?;
+        let other_root = !(root.is_empty() || root == "/") || !image.is_empty();
+        Ok(dropin::sandbox_lines(&self.stub(), other_root, !no_exec.is_empty()))
+    }
+
+    pub(super) fn start_stubs_of(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
+        self.hold(units)?;
+        self.bridge.run(async {
+            self.start_slices(units).await?;
+            let manager = self.bridge.manager().await?;
+            for unit in units {
+                // Failed before or often started: neither is a reason now.
+                let _ = manager.reset_failed_unit(unit).await;
+                // The units wait for each other's READY otherwise, which comes for all at once.
+                manager.start_unit(unit, "ignore-dependencies").await.map_err(|e| failed(unit, &e))?;
+            }
+            let mut stubs = Vec::new();
+            for unit in units {
+                stubs.push(self.running_stub(unit).await?);
+            }
+            Ok(stubs)
+        })
+    }
+
+    /// `ignore-dependencies` does not start the slice either.
+    async fn start_slices(&self, units: &[String]) -> Result<(), Error> {
+        let mut slices = BTreeSet::new();
+        for unit in units {
+            let path = self.bridge.load(unit).await?;
+            slices.insert(self.bridge.service(&path).await?.slice().await.map_err(|e| failed(unit, &e))?);
+        }
+        let slices: Vec<_> = slices.into_iter().filter(|s| !s.is_empty()).collect();
+        self.bridge.jobs(Verb::Start, "replace", &slices, START, || ()).await.map(drop)
+    }
+
+    /// Waits until the unit's Main PID has executed the stub: before that it is systemd's fork, and its sandbox is not finished.
+    async fn running_stub(&self, unit: &str) -> Result<Stub, Error> {
+        let path = self.bridge.load(unit).await?;
+        let service = self.bridge.service(&path).await?;
+        let properties = self.bridge.unit(&path).await?;
+        let of = |e: zbus::Error| failed(unit, &e);
+        let (service, properties) = (&service, &properties);
+        let what = format!("the start of ckpt-stub in {unit}");
+        let pid = self
+            .bridge
+            .until(&path, START, &what, || async move {
+                if properties.active_state().await.map_err(of)? == "failed" {
+                    let result = service.result().await.map_err(of)?;
+                    return Err(Error::Failed(format!(
+                        "ckpt-stub could not start in the sandbox of {unit} ({result}); `journalctl -u {unit}` tells more"
+                    )));
+                }
+                let pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
+                Ok((pid > 0 && is_stub(pid)).then_some(pid))
+            })
+            .await?;
+        let cgroup = service.control_group().await.map_err(of)?;
+        Ok(Stub { unit: unit.to_owned(), pid, pidfd: pidfd(pid)?, cgroup })
+    }
+
+    pub(super) fn adopt_units(&self, units: &[UnitMain]) -> Result<(), Error> {
+        self.bridge.run(self.until_adopted(units))?;
+        let names: Vec<_> = units.iter().map(|u| u.unit.clone()).collect();
+        self.let_go(&names)?;
+        // The reload read the unit's own Type= and PIDFile= again: the Main PID must have survived it.
+        self.bridge.run(async {
+            self.until_adopted(units).await?;
+            let manager = self.bridge.manager().await?;
+            for unit in &names {
+                let _ = manager.reset_failed_unit(unit).await;
+            }
+            Ok(())
+        })
+    }
+
+    async fn until_adopted(&self, units: &[UnitMain]) -> Result<(), Error> {
+        for UnitMain { unit, main_pid } in units {
+            let path = self.bridge.load(unit).await?;
+            let service = self.bridge.service(&path).await?;
+            let properties = self.bridge.unit(&path).await?;
+            let (service, properties) = (&service, &properties);
+            let of = |e: zbus::Error| failed(unit, &e);
+            let what = format!("{unit} with Main PID {main_pid}");
+            self.bridge
+                .until(&path, ADOPT, &what, || async move {
+                    let state = properties.active_state().await.map_err(of)?;
+                    let pid = service.main_pid().await.map_err(of)?;
+                    match state.as_str() {
+                        "active" if i64::from(pid) == i64::from(*main_pid) => Ok(Some(())),
+                        "failed" | "inactive" => {
+                            let result = service.result().await.map_err(of)?;
+                            Err(Error::Failed(format!("{unit} is {state} ({result}) just after its restore")))
+                        }
+                        _ => Ok(None),
+                    }
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn abandon_units(&self, units: &[String]) -> Result<(), Error> {
+        let killed = self.kill_and_wait(units);
+        self.let_go(units).and(killed)
+    }
+
+    /// Takes away what the job of this thread left: after `checkpoint --stop`, and after a restore that failed early.
+    pub(super) fn tidy_thread(&self) -> Result<(), Error> {
+        let me = thread::current().id();
+        let mine: Vec<_> =
+            self.lock_held().iter().filter(|(_, t)| **t == me).map(|(unit, _)| unit.clone()).collect();
+        self.let_go(&mine)
+    }
+
+    /// Takes away what a daemon that died left: stubs that wait for nobody, drop-ins that would start more of them.
+    pub(super) fn tidy_all(&self) -> Result<(), Error> {
+        let left = dropin::units_with(&self.run, dropin::RESTORE, None);
+        let stubs = self.bridge.run(async {
+            let mut stubs = Vec::new();
+            for unit in &left {
+                let path = self.bridge.load(unit).await?;
+                let pid = self.bridge.service(&path).await?.main_pid().await.map_err(|e| failed(unit, &e))?;
+                if is_stub(i32::try_from(pid).unwrap_or(0)) {
+                    stubs.push(unit.clone());
+                }
+            }
+            Ok(stubs)
+        })?;
+        if !stubs.is_empty() {
+            self.kill_and_wait(&stubs)?;
+        }
+        self.let_go(&left)
+    }
+}
+
+/// Whether the process is a stub, by the file it executes.
+fn is_stub(pid: i32) -> bool {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|exe| exe.file_name() == Path::new("ckpt-stub").file_name())
+}

@@ -1,0 +1,60 @@
+//! Units that join a slice later get their drop-in by themselves: at `UnitNew`, and when systemd has reloaded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ckpt_engine::Error;
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::Systemd;
+use super::bridge::failed;
+use crate::journal;
+use crate::service::Service;
+
+/// Signals come in bursts: the slices are looked through when this long none came.
+const QUIET: Duration = Duration::from_millis(100);
+
+impl Systemd {
+    /// Watches from now on, in a task of its own.
+    pub async fn watch(self: &Arc<Self>, service: &Arc<Service>) {
+        if let Err(error) = self.start_watching(service).await {
+            journal::problem("", &error);
+        }
+    }
+
+    async fn start_watching(self: &Arc<Self>, service: &Arc<Service>) -> Result<(), Error> {
+        let of = |e: zbus::Error| failed("systemd's signals", &e);
+        let manager = self.bridge.manager().await?;
+        // Without a subscriber systemd sends no signals (org.freedesktop.systemd1(5)).
+        manager.subscribe().await.map_err(of)?;
+        let mut new = manager.receive_unit_new().await.map_err(of)?;
+        let mut reloading = manager.receive_reloading().await.map_err(of)?;
+        let (systemd, service) = (Arc::clone(self), Arc::clone(service));
+        tokio::spawn(async move {
+            loop {
+                let look = tokio::select! {
+                    Some(unit) = new.next() => {
+                        unit.args().is_ok_and(|a| a.id.ends_with(".service"))
+                    }
+                    Some(reload) = reloading.next() => reload.args().is_ok_and(|a| !a.active),
+                    else => return,
+                };
+                if !look || service.slices().is_empty() {
+                    continue;
+                }
+                while let Ok(Some(_)) = timeout(QUIET, new.next()).await {}
+                let (systemd, service) = (Arc::clone(&systemd), Arc::clone(&service));
+                let _ = tokio::task::spawn_blocking(move || {
+                    for group in service.slices() {
+                        if let Err(error) = systemd.install_missing(&group) {
+                            journal::problem(&group.name, &error);
+                        }
+                    }
+                })
+                .await;
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,16 @@
+//! Two facts of the host that the daemon needs and only `sys` can tell.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::error::Error;
+
+/// A descriptor of the process (pidfd_open(2), Linux 5.3). Errors: it is gone.
+pub fn pidfd(pid: i32) -> Result<OwnedFd, Error> {
+    ckpt_sys::descriptor::open_process(pid).map_err(|e| Error::Failed(format!("pid {pid}: {e}")))
+}
+
+/// Where cgroup2 is mounted.
+pub fn cgroup_mount() -> Result<PathBuf, Error> {
+    ckpt_sys::cgroup::mount_point().map_err(|e| Error::Failed(e.to_string()))
+}
