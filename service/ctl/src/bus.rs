@@ -2,6 +2,8 @@
 
 use ckpt_dbus::names::BUS_NAME;
 use ckpt_dbus::{CheckpointRow, GroupRow, Manager1Proxy};
+use zbus::address::Address;
+use zbus::address::transport::{Transport, Unixexec};
 use zbus::connection::{Builder, Connection};
 use zbus::fdo::DBusProxy;
 use zbus::names::{BusName, OwnedUniqueName, WellKnownName};
@@ -77,7 +79,7 @@ pub async fn connection(host: Option<&str>) -> Result<Connection, Failure> {
             ))
         });
     };
-    Builder::address(ssh_address(host)?.as_str())
+    Builder::address(Address::from(Transport::Unixexec(ssh(host)?)))
         // systemd-stdio-bridge speaks for the user that ssh logged in; nobody can look at us through a pipe.
         .auth_mechanism(zbus::connection::AuthMechanism::Anonymous)
         .build()
@@ -99,8 +101,8 @@ async fn owner(connection: &Connection) -> Result<OwnedUniqueName, Failure> {
     Ok(dbus.get_name_owner(name).await?)
 }
 
-/// The address of the bus of another host, as `systemctl -H` reaches it.
-fn ssh_address(host: &str) -> Result<String, Failure> {
+/// The way to the bus of another host, as `systemctl -H` goes it.
+fn ssh(host: &str) -> Result<Unixexec, Failure> {
     let (target, port) = match host.rsplit_once(':') {
         // An address of IPv6 in brackets, or none.
         Some((target, port)) if !target.contains(':') || target.ends_with(']') => (target, Some(port)),
@@ -115,32 +117,22 @@ fn ssh_address(host: &str) -> Result<String, Failure> {
     }
     let target = target.replace(['[', ']'], "");
     args.extend(["--", &target, "systemd-stdio-bridge"]);
-    let mut address = "unixexec:path=ssh,argv0=ssh".to_string();
-    for (i, arg) in args.iter().enumerate() {
-        address.push_str(&format!(",argv{}={}", i + 1, percent(arg)));
-    }
-    Ok(address)
-}
-
-/// Escapes what an address may not hold (D-Bus specification, "Server Addresses").
-fn percent(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_/.\\*".contains(&b);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect()
+    Ok(Unixexec::new("ssh".into(), None, args.into_iter().map(Into::into).collect()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn args(host: &str) -> Vec<String> {
+        ssh(host).unwrap().args().iter().map(|a| a.to_string_lossy().into_owned()).collect()
+    }
+
     #[test]
-    fn hosts_become_addresses() {
-        assert_eq!(
-            ssh_address("root@db:2222").unwrap(),
-            "unixexec:path=ssh,argv0=ssh,argv1=-xT,argv2=-p,argv3=2222,argv4=--,argv5=root%40db,argv6=systemd-stdio-bridge"
-        );
-        assert!(ssh_address("fe80::1").unwrap().contains("argv3=fe80%3a%3a1,"));
-        assert!(ssh_address("[fe80::1]:22").unwrap().contains("argv5=fe80%3a%3a1,"));
-        assert_eq!(ssh_address("db:x").unwrap_err().status, crate::failure::USAGE);
-        assert!(ssh_address("a,b;c").unwrap().contains("a%2cb%3bc"));
+    fn hosts_become_calls_of_ssh() {
+        assert_eq!(args("root@db:2222"), ["-xT", "-p", "2222", "--", "root@db", "systemd-stdio-bridge"]);
+        assert_eq!(args("fe80::1"), ["-xT", "--", "fe80::1", "systemd-stdio-bridge"]);
+        assert_eq!(args("[fe80::1]:22"), ["-xT", "-p", "22", "--", "fe80::1", "systemd-stdio-bridge"]);
+        assert_eq!(ssh("db:x").unwrap_err().status, crate::failure::USAGE);
     }
 }

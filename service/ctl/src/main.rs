@@ -14,6 +14,7 @@ mod view;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::cli::Cli;
 use crate::context::Context;
@@ -22,8 +23,10 @@ use crate::failure::Failure;
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Help and version, on stdout.
-        Err(e) if !e.use_stderr() => e.exit(),
+        // Help and version, on stdout; help on stderr where no verb was given.
+        Err(e) if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            e.exit()
+        }
         Err(e) => {
             let failure = Failure::usage(usage(&e.to_string()));
             failure.print(std::env::args().any(|a| a == "--json"));

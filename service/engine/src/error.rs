@@ -6,7 +6,7 @@ use crate::api::Problem;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant is named in interface.md
 pub enum Error {
-    #[error("no group is called {0}; `ckptctl list` shows the groups, `ckptctl enable` makes one")]
+    #[error("no group is called {0}; `ckptctl status` shows the groups, `ckptctl enable` makes one")]
     NoSuchGroup(String),
     #[error("group {group} has no checkpoint{}; `ckptctl list {group}` shows what there is", space_before(.id))]
     NoSuchCheckpoint { group: String, id: String },
