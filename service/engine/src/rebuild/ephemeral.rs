@@ -242,7 +242,7 @@ mod tests {
         let before = std::fs::metadata(dir.join("sub/file")).unwrap();
         let directories = [dir.clone(), base.join("missing")];
         let kept = archive(std::process::id() as i32, &directories, &image, 3).unwrap();
-        assert_eq!(kept, [dir.clone()]);
+        assert_eq!(kept, std::slice::from_ref(&dir));
         drop(socket);
         std::fs::write(dir.join("later"), "x").unwrap();
         std::fs::remove_file(dir.join("link")).unwrap();
