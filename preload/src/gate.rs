@@ -4,7 +4,7 @@ use ckpt_wire::{Entry, OpCode, SIZE, SLOTS, Saved, Slot, Subject, Table};
 use core::{
     mem::MaybeUninit,
     sync::atomic::{
-        AtomicPtr, AtomicU32, AtomicUsize,
+        AtomicBool, AtomicPtr, AtomicU32, AtomicUsize,
         Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
         compiler_fence,
     },
@@ -24,7 +24,7 @@ struct Root {
 const NOT_MADE: u32 = 0;
 const BEING_MADE: u32 = 1;
 const MADE: u32 = 2;
-/// The kernel gives no memfd: the library steps aside. A child tries again.
+/// The kernel gives no memory: the library steps aside. A child tries again.
 const IMPOSSIBLE: u32 = 3;
 
 static ROOT: Root = Root {
@@ -36,6 +36,9 @@ static ROOT: Root = Root {
 
 /// Where the table was mapped last; a child of fork finds its parent's here and replaces it.
 static PLACE: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Whether the program started under a seccomp filter. A child of fork has what its parent had.
+static FILTERED: AtomicBool = AtomicBool::new(false);
 
 /// The pthread key whose destructor gives a thread's slot back, plus 1; 0 if there is none.
 static KEY: AtomicUsize = AtomicUsize::new(0);
@@ -214,11 +217,19 @@ fn make() -> Option<*mut u8> {
     // This thread's slot, if any, was in a table of the parent's.
     thread::this().slot.store(core::ptr::null_mut(), Relaxed);
     ROOT.process.store(process, Relaxed);
-    kernel::wipe_on_fork((&raw const ROOT).cast(), size_of::<Root>());
-    let fd = kernel::make_memfd()?;
+    // Nameless memory where a memfd is not to be had: under a seccomp filter that may kill who asks for one
+    // (SystemCallFilter=~@ipc does), without a free descriptor, or with a file size limit below the table's.
+    let named = if FILTERED.load(Relaxed) {
+        None
+    } else {
+        kernel::wipe_on_fork((&raw const ROOT).cast(), size_of::<Root>());
+        kernel::make_memfd()
+    };
     // SAFETY: PLACE is null or holds the parent's table, which nothing in this process uses: ROOT.base is null.
-    let base = unsafe { kernel::map_table(fd, PLACE.load(Relaxed)) };
-    kernel::close(fd);
+    let base = unsafe { kernel::map_table(named.unwrap_or(-1), PLACE.load(Relaxed)) };
+    if let Some(fd) = named {
+        kernel::close(fd);
+    }
     let base = base?;
     // SAFETY: SIZE bytes, page-aligned, sealed in size, mapped for ever.
     unsafe { Table::<'static>::trusted(base) }.initialize(process);
@@ -227,14 +238,25 @@ fn make() -> Option<*mut u8> {
     Some(base)
 }
 
-/// Makes the table of a new process image, and the key that gives slots back.
+/// Makes the table of a new process image, takes the main thread's slot, and makes the key that gives slots back.
 pub fn start() {
+    FILTERED.store(kernel::is_filtered(), Relaxed);
     let mut key = 0;
     // SAFETY: key is to be written; give_back has the destructor's signature.
     if unsafe { libc::pthread_key_create(&mut key, Some(give_back)) } == 0 {
         KEY.store(key as usize + 1, Relaxed);
     }
-    let _ = table();
+    settle();
+}
+
+/// Makes the table and takes a slot now, while nothing waits for it.
+fn settle() {
+    let thread = thread::this();
+    thread.busy.store(1, Relaxed);
+    compiler_fence(SeqCst);
+    let _ = place(thread);
+    compiler_fence(SeqCst);
+    thread.busy.store(0, Relaxed);
 }
 
 /// In a child of fork: makes its own table, also where the kernel did not wipe the page (the mark is lost by a restore).
@@ -244,11 +266,7 @@ pub fn start_in_child() {
         ROOT.base.store(core::ptr::null_mut(), Relaxed);
         ROOT.making.store(NOT_MADE, Relaxed);
     }
-    thread.busy.store(1, Relaxed);
-    compiler_fence(SeqCst);
-    let _ = table();
-    compiler_fence(SeqCst);
-    thread.busy.store(0, Relaxed);
+    settle();
     thread.frame.store(0, Relaxed);
 }
 

@@ -36,14 +36,11 @@ pub fn is_alive(process: u32, thread: u32) -> bool {
     unsafe { call(libc::SYS_tgkill, [process as usize, thread as usize, 0, 0, 0, 0]) == 0 }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds.
+/// CLOCK_MONOTONIC in nanoseconds. Through libc, so through the vDSO: a seccomp filter may know no clock_gettime(2).
 pub fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: time is a timespec to be written.
-    unsafe {
-        let to = &raw mut time as usize;
-        call(libc::SYS_clock_gettime, [libc::CLOCK_MONOTONIC as usize, to, 0, 0, 0, 0]);
-    }
+    // SAFETY: time is a timespec to be written; the clock exists, so errno is not touched.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
 }
 
@@ -65,28 +62,27 @@ pub fn futex_wake(futex: *const u32) {
     }
 }
 
-/// Whether a descriptor is a regular file, a directory or a block device. fstat(2)
+/// Whether a descriptor is a regular file, a directory or a block device. fstat(3): the system call that libc makes of
+/// it is the one that a service's seccomp filter knows.
 pub fn is_file(fd: i32) -> bool {
     let mut stat = core::mem::MaybeUninit::<libc::stat>::zeroed();
-    // SAFETY: stat is a stat to be written, and valid as zeroes.
-    let mode = unsafe {
-        let result = call(libc::SYS_fstat, [fd as usize, stat.as_mut_ptr() as usize, 0, 0, 0, 0]);
-        if result < 0 {
-            return false;
-        }
-        stat.assume_init().st_mode
+    // SAFETY: stat is a stat to be written, and valid as zeroes; errno belongs to the calling thread.
+    let (result, mode) = unsafe {
+        let errno = *libc::__errno_location();
+        let result = libc::fstat(fd, stat.as_mut_ptr());
+        *libc::__errno_location() = errno;
+        (result, stat.assume_init().st_mode)
     };
-    matches!(mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK)
+    result == 0 && matches!(mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK)
 }
 
-/// Whether a program of this name space may read the file. faccessat(2)
+/// Whether a program of this name space may read the file. access(2), as ld.so calls it
 ///
 /// # Safety
 /// `path` is a C string.
 pub unsafe fn is_readable(path: *const u8) -> bool {
-    let args = [libc::AT_FDCWD as usize, path as usize, libc::R_OK as usize, 0, 0, 0];
     // SAFETY: the caller vouches for path.
-    unsafe { call(libc::SYS_faccessat, args) == 0 }
+    unsafe { call(libc::SYS_access, [path as usize, libc::R_OK as usize, 0, 0, 0, 0]) == 0 }
 }
 
 /// Private memory of `length` bytes, zeroed; `None` if there is none. mmap(2)
@@ -149,23 +145,44 @@ fn resize(fd: i32, length: usize) -> bool {
 
 /// Closes a descriptor of ours. close(2)
 pub fn close(fd: i32) {
-    // SAFETY: only called with what make_memfd gave.
+    // SAFETY: only called with a descriptor that this library opened.
     unsafe {
         call(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]);
     }
 }
 
-/// Maps a table shared, at `place` (in place of what is there) or anywhere; `None` on failure. mmap(2)
+/// Maps a table shared, at `place` (in place of what is there) or anywhere: a memfd, or nameless memory if `fd` is -1;
+/// `None` on failure. mmap(2)
 ///
 /// # Safety
 /// `place` is null, or a former table of [`ckpt_wire::SIZE`] bytes.
 pub unsafe fn map_table(fd: i32, place: *mut u8) -> Option<*mut u8> {
     let fixed = if place.is_null() { 0 } else { libc::MAP_FIXED };
-    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | fixed);
+    let nameless = if fd < 0 { libc::MAP_ANONYMOUS } else { 0 };
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | fixed | nameless);
     let args = [place as usize, ckpt_wire::SIZE, protection as usize, flags as usize, fd as usize, 0];
     // SAFETY: either a new mapping, or one that replaces a mapping of ours (the caller's).
     let address = unsafe { call(libc::SYS_mmap, args) };
     (address > 0).then_some(address as *mut u8)
+}
+
+/// Whether a seccomp filter holds this process (or that cannot be told): a call that it does not know may be the last.
+/// Only calls that ld.so has made are made here. The Seccomp line of proc_pid_status(5), Linux 3.8
+pub fn is_filtered() -> bool {
+    let mut text = [0u8; 4096];
+    // SAFETY: a C string; a descriptor of ours; at most the buffer's length is written.
+    let length = unsafe {
+        let (path, flags) = (c"/proc/self/status".as_ptr() as usize, libc::O_CLOEXEC as usize);
+        let fd = call(libc::SYS_openat, [libc::AT_FDCWD as usize, path, flags, 0, 0, 0]);
+        if fd < 0 {
+            return true;
+        }
+        let length = call(libc::SYS_read, [fd as usize, text.as_mut_ptr() as usize, text.len(), 0, 0, 0]);
+        close(fd as i32);
+        length.max(0) as usize
+    };
+    let mut lines = text[..length.min(text.len())].split(|&byte| byte == b'\n');
+    lines.find_map(|line| line.strip_prefix(b"Seccomp:\t")) != Some(b"0")
 }
 
 /// Asks the kernel to hand a child of fork zeroes in place of this page. madvise(2), MADV_WIPEONFORK, Linux 4.14

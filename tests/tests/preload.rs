@@ -58,8 +58,11 @@ impl Situation {
     }
 
     fn start_program(program: &Path, mode: &str) -> Situation {
+        Situation::start_command(Command::new(program), mode)
+    }
+
+    fn start_command(mut command: Command, mode: &str) -> Situation {
         let file = scratch("file");
-        let mut command = Command::new(program);
         command
             .arg(mode)
             .arg(&file)
@@ -318,4 +321,31 @@ fn a_program_that_cannot_load_it_is_named() {
     let victim = Situation::start_program(&victim("operations", &["-static"]), "churn");
     let barrier = Barrier::close(&[victim.pid()], LONG).unwrap();
     assert_eq!((barrier.gates(), barrier.without_gate()), (0, &[victim.pid()][..]));
+}
+
+#[test]
+fn a_sandbox_that_kills_for_a_memfd_does_not_kill() {
+    if !is_root() {
+        return;
+    }
+    let mut command = Command::new(victim("filtered", &[]));
+    command.arg(victim("operations", &[]));
+    let victim = Situation::start_command(command, "writers");
+    until("the writers write", || victim.size() > 10_000);
+    let barrier = Barrier::close(&[victim.pid()], LONG).unwrap();
+    assert_eq!((barrier.gates(), barrier.pending()), (1, &[][..]));
+    let size = victim.size();
+    until("the writers wait", || victim.gate().waiting() >= 4);
+    assert_eq!(victim.size(), size);
+    drop(barrier);
+    until("the writers go on", || victim.size() > size);
+}
+
+#[test]
+fn limits_do_not_matter() {
+    let count = "grep -c -e memfd:ckpt-gate -e /dev/zero /proc/self/maps";
+    for limit in ["ulimit -f 0", "ulimit -n 4"] {
+        let output = run("bash", &["-c", &format!("{{ {limit}; {count}; }} 2>&1")], true).unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "{limit}");
+    }
 }

@@ -251,20 +251,27 @@ fn memory_device() -> Result<&'static str> {
     Ok(DEVICE.get_or_init(|| format!("{:02x}:{:02x}", libc::major(number), libc::minor(number))))
 }
 
-/// The mappings in a text of /proc/PID/maps that may be tables: by name, size, offset, protection and device.
+/// The mappings in a text of /proc/PID/maps that may be tables: by name, size, offset, protection and device. Those of
+/// the library's own name come first; under a seccomp filter it has only nameless shared memory.
 pub fn parse_tables(maps: &[u8], device: &str) -> Vec<AddrRange> {
-    let lines = maps.split(|&byte| byte == b'\n').filter(|line| line.ends_with(MAPS_NAME.as_bytes()));
-    lines.filter_map(|line| parse_line(std::str::from_utf8(line).ok()?, device)).take(4).collect()
+    let named = |name: &'static str, most: usize| {
+        let lines = maps.split(|&byte| byte == b'\n').filter(move |line| line.ends_with(name.as_bytes()));
+        lines.filter_map(move |line| parse_line(std::str::from_utf8(line).ok()?, name, device)).take(most)
+    };
+    named(MAPS_NAME, 4).chain(named(NAMELESS, 64)).collect()
 }
 
-fn parse_line(line: &str, device: &str) -> Option<AddrRange> {
+/// How /proc/PID/maps shows shared memory without a name. No memfd can look like it: theirs begin with `/memfd:`.
+const NAMELESS: &str = "/dev/zero (deleted)";
+
+fn parse_line(line: &str, called: &str, device: &str) -> Option<AddrRange> {
     let mut fields = line.splitn(6, ' ');
     let (start, end) = fields.next()?.split_once('-')?;
     let (flags, offset, on) = (fields.next()?, fields.next()?, fields.next()?);
     let name = fields.nth(1)?.trim_start();
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
-    let fits = end.checked_sub(start)? == SIZE as u64 && name == MAPS_NAME && on == device;
+    let fits = end.checked_sub(start)? == SIZE as u64 && name == called && on == device;
     (fits && flags == "rw-s" && offset.bytes().all(|digit| digit == b'0'))
         .then_some(AddrRange { start: VirtAddr(start), end: VirtAddr(end) })
 }
@@ -280,7 +287,9 @@ fn open_sealed(pid: Pid, range: AddrRange) -> Result<Option<File>> {
     };
     // SAFETY: F_GET_SEALS takes no argument.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    let sealed = seals >= 0 && seals & REQUIRED_SEALS == REQUIRED_SEALS;
+    // Nameless memory has no descriptor by which to shrink it; it is told from a memfd by its link.
+    let nameless = fs::read_link(&path).is_ok_and(|link| link.as_os_str() == NAMELESS);
+    let sealed = nameless || (seals >= 0 && seals & REQUIRED_SEALS == REQUIRED_SEALS);
     let length = file.metadata().map_err(|e| Error::io("fstat", &path, &e))?.len();
     Ok((sealed && length == SIZE as u64).then_some(file))
 }
@@ -345,8 +354,58 @@ mod tests {
         assert_eq!(found, [AddrRange { start: VirtAddr(0x7f00_0000_0000), end: VirtAddr(0x7f00_0004_0000) }]);
     }
 
+    /// Maps a memfd as a member could, looks for it from outside, and unmaps it.
+    fn found_when_mapped(size: u64, seals: i32, head: &[u8]) -> bool {
+        let file = File::from(new_memfd().unwrap());
+        file.set_len(size).unwrap();
+        file.write_all_at(head, 0).unwrap();
+        // SAFETY: F_ADD_SEALS takes an integer; the mapping is new and unmapped below, unused.
+        unsafe {
+            assert_eq!(libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals), 0);
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let place = std::ptr::null_mut();
+            let address = libc::mmap(place, SIZE, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
+            assert_ne!(address, libc::MAP_FAILED);
+            let found = Gate::find(i32::try_from(std::process::id()).unwrap()).unwrap().is_some();
+            libc::munmap(address, SIZE);
+            found
+        }
+    }
+
     #[test]
-    fn a_process_without_the_library_has_no_gate() {
-        assert!(Gate::find(i32::try_from(std::process::id()).unwrap()).unwrap().is_none());
+    fn only_a_sealed_table_of_our_version_is_a_gate() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: /proc/PID/map_files is for root");
+            return;
+        }
+        let size = SIZE as u64;
+        let mut head = [0u8; 16];
+        head[..8].copy_from_slice(&ckpt_wire::MAGIC.to_ne_bytes());
+        head[8..12].copy_from_slice(&ckpt_wire::VERSION.to_ne_bytes());
+        head[12..].copy_from_slice(&(SIZE as u32).to_ne_bytes());
+        assert!(
+            Gate::find(i32::try_from(std::process::id()).unwrap()).unwrap().is_none(),
+            "nothing is mapped"
+        );
+        assert!(!found_when_mapped(size, 0, &head), "could shrink under the reader");
+        assert!(!found_when_mapped(4096, REQUIRED_SEALS, &head), "ends before the table does");
+        assert!(!found_when_mapped(size, REQUIRED_SEALS, &[0xff; 16]), "no table");
+        head[8] = 99;
+        assert!(!found_when_mapped(size, REQUIRED_SEALS, &head), "another version");
+        head[8..12].copy_from_slice(&ckpt_wire::VERSION.to_ne_bytes());
+        assert!(found_when_mapped(size, REQUIRED_SEALS, &head), "a table");
+    }
+
+    #[test]
+    fn a_rebuilt_table_is_open_and_sealed() {
+        let mut contents = vec![0u8; SIZE];
+        contents[ckpt_wire::GATE_WORD] = 7;
+        contents[ckpt_wire::HEADER] = 9;
+        let file = File::from(rebuild(&contents).unwrap());
+        let mut read = vec![0u8; SIZE];
+        file.read_exact_at(&mut read, 0).unwrap();
+        contents[ckpt_wire::GATE_WORD] = 0;
+        assert!(read == contents, "the same but for the gate's word");
+        assert!(file.set_len(0).is_err(), "sealed");
     }
 }
