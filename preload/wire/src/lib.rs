@@ -73,5 +73,6 @@ pub use gate::{GATE_WORD, Gate, LEASE_MAX_NS, OPEN};
 pub use operation::{OpCode, Subject};
 pub use slot::{Entry, Saved, Slot, State};
 pub use table::{
-    HEADER, Header, MAGIC, MAPS_NAME, NAME, Overflow, REQUIRED_SEALS, SIZE, SLOTS, Table, TableError, VERSION,
+    HEADER, Header, MAGIC, MAPS_NAME, NAME, Overflow, REQUIRED_SEALS, SIZE, SLOTS, Table, TableError,
+    VERSION, used_bytes,
 };

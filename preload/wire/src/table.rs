@@ -27,6 +27,14 @@ pub const SLOTS: usize = (SIZE - HEADER) / size_of::<Slot>();
 /// its reader by SIGBUS.
 pub const REQUIRED_SEALS: i32 = 0x2 | 0x4;
 
+/// How many bytes of a table were ever used, told by its first [`HEADER`] bytes: at least those and at most [`SIZE`],
+/// whatever they hold. Behind it are holes, which reading would fill with pages.
+pub fn used_bytes(head: &[u8; HEADER]) -> usize {
+    let at = core::mem::offset_of!(Header, used);
+    let used = u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    HEADER + (used as usize).min(SLOTS) * size_of::<Slot>()
+}
+
 /// The head of a table; the drawing is at the head of the crate.
 #[repr(C)]
 pub struct Header {

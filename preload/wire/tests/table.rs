@@ -177,6 +177,18 @@ fn a_reader_never_mixes_two_operations() {
 }
 
 #[test]
+fn what_was_never_used_need_not_be_read() {
+    let mut memory = Memory::with_table();
+    let head = |memory: &Memory| memory.0[0].0[..ckpt_wire::HEADER].try_into().unwrap();
+    assert_eq!(ckpt_wire::used_bytes(&head(&memory)), ckpt_wire::HEADER);
+    memory.look().unwrap().take_slot(1).unwrap();
+    memory.look().unwrap().take_slot(2).unwrap();
+    assert_eq!(ckpt_wire::used_bytes(&head(&memory)), ckpt_wire::HEADER + 2 * 64);
+    memory.fill(20, &[0xff; 4]);
+    assert!(ckpt_wire::used_bytes(&head(&memory)) <= SIZE);
+}
+
+#[test]
 fn what_is_no_table_is_refused() {
     let mut memory = Memory::new();
     assert_eq!(memory.look().err(), Some(TableError::Magic));

@@ -10,7 +10,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -309,35 +309,10 @@ fn new_memfd() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A memfd for a restored member's table: `contents` as it was at the checkpoint (at most [`SIZE`] bytes; what is
-/// missing is zero), with the gate open and the size sealed as the library does it. To be mapped shared, readable and
-/// writable, at the table's old address.
-///
-/// # Errors
-/// [`Error::Kernel`] where memfd_create(2), write(2) or F_ADD_SEALS refuses.
-pub fn rebuild(contents: &[u8]) -> Result<OwnedFd> {
-    let here = |op, source| Error::Kernel { op, subject: crate::Subject::Here, source };
-    let file = File::from(new_memfd()?);
-    let number = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-    file.set_len(SIZE as u64).map_err(|e| here("ftruncate", number(e)))?;
-    let contents = &contents[..contents.len().min(SIZE)];
-    // Pages of nothing stay holes.
-    for (index, page) in contents.chunks(4096).enumerate() {
-        if page.iter().any(|&byte| byte != 0) {
-            file.write_all_at(page, index as u64 * 4096).map_err(|e| here("pwrite", number(e)))?;
-        }
-    }
-    let open = ckpt_wire::OPEN.to_ne_bytes();
-    file.write_all_at(&open, ckpt_wire::GATE_WORD as u64).map_err(|e| here("pwrite", number(e)))?;
-    // SAFETY: F_ADD_SEALS takes an integer.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, REQUIRED_SEALS | libc::F_SEAL_SEAL) } != 0 {
-        return Err(here("F_ADD_SEALS", Errno::last()));
-    }
-    Ok(file.into())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]
@@ -394,18 +369,5 @@ mod tests {
         assert!(!found_when_mapped(size, REQUIRED_SEALS, &head), "another version");
         head[8..12].copy_from_slice(&ckpt_wire::VERSION.to_ne_bytes());
         assert!(found_when_mapped(size, REQUIRED_SEALS, &head), "a table");
-    }
-
-    #[test]
-    fn a_rebuilt_table_is_open_and_sealed() {
-        let mut contents = vec![0u8; SIZE];
-        contents[ckpt_wire::GATE_WORD] = 7;
-        contents[ckpt_wire::HEADER] = 9;
-        let file = File::from(rebuild(&contents).unwrap());
-        let mut read = vec![0u8; SIZE];
-        file.read_exact_at(&mut read, 0).unwrap();
-        contents[ckpt_wire::GATE_WORD] = 0;
-        assert!(read == contents, "the same but for the gate's word");
-        assert!(file.set_len(0).is_err(), "sealed");
     }
 }

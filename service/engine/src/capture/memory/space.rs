@@ -160,15 +160,16 @@ fn is_runner(tid: Pid, mapping: &Mapping) -> bool {
     flags.is_some_and(|flags| flags.has(b"dd") && flags.has(b"dc")) && inject::is_area(tid, mapping.range)
 }
 
-/// The preload library's table without the zero bytes at its end.
+/// The preload library's table, as far as it was ever used.
 fn gate_content(member: &Member<'_>, mapping: &Mapping) -> Result<Vec<u8>, MemoryError> {
-    let mut content = vec![0; (mapping.range.len() as usize).min(ckpt_wire::SIZE)];
-    let mut range = mapping.range;
-    range.end = range.start.add(content.len() as u64);
-    gather(Pid::from_raw(member.tid), &[range], &mut content)?;
-    let used = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    content.truncate(used);
-    Ok(content)
+    let read = |len: usize| {
+        let mut content = vec![0; (mapping.range.len() as usize).min(len)];
+        let range = AddrRange::new(mapping.range.start, content.len() as u64);
+        gather(Pid::from_raw(member.tid), &[range], &mut content)?;
+        Ok::<_, MemoryError>(content)
+    };
+    let head = read(ckpt_wire::HEADER)?;
+    read(head.as_slice().try_into().map_or(0, ckpt_wire::used_bytes))
 }
 
 fn layout_record(tid: Pid, brk: u64) -> Result<LayoutRecord, MemoryError> {
