@@ -63,7 +63,7 @@ impl Kind {
         Ok(length)
     }
 
-    /// Writes and fsyncs a new file.
+    /// Writes and fsyncs a new file. Gives its size and the BLAKE3 of all its bytes.
     pub(crate) fn write(self, path: &Path, payload: &[u8]) -> Result<Digest> {
         if payload.len() as u64 > self.limit {
             return Err(ImageError::TooLarge {
@@ -73,14 +73,17 @@ impl Kind {
             });
         }
         let header = self.header(payload.len() as u64);
-        let hash = *blake3::Hasher::new().update(&header).update(payload).finalize().as_bytes();
+        let mut hasher = blake3::Hasher::new();
+        let hash = *hasher.update(&header).update(payload).finalize().as_bytes();
+        // The trailer answers for the file alone, the digest in the manifest for the whole file.
+        let whole = *hasher.update(&hash).finalize().as_bytes();
         let mut file = create(path)?;
         file.write_all(&header)
             .and_then(|()| file.write_all(payload))
             .and_then(|()| file.write_all(&hash))
             .map_err(ImageError::io("write", path))?;
         file.sync_all().map_err(ImageError::io("fsync", path))?;
-        Ok(Digest { bytes: (HEADER + payload.len() + TRAILER) as u64, blake3: Some(hex(&hash)) })
+        Ok(Digest { bytes: (HEADER + payload.len() + TRAILER) as u64, blake3: Some(hex(&whole)) })
     }
 
     /// Reads a whole file and gives its payload, the digest verified.

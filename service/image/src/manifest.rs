@@ -127,7 +127,7 @@ pub struct UnitEntry {
 pub struct Digest {
     /// Size in bytes.
     pub bytes: u64,
-    /// BLAKE3 in hex; `None` for `pages`, whose blocks have checksums in the index.
+    /// BLAKE3 of all its bytes in hex; `None` for `pages`, whose blocks have checksums in the index.
     #[serde(default)]
     pub blake3: Option<String>,
 }
