@@ -77,7 +77,6 @@ ExecStart=
 ExecStart={stub}
 ExecStartPost=
 PIDFile=
-BusName=
 RemainAfterExit=no
 # Ends a stub whose ckptd died; filling terabytes of memory takes less.
 TimeoutStartSec=1h

@@ -3,12 +3,15 @@
 use std::path::PathBuf;
 
 use ckpt_engine::{Error, Group, Unit};
+use futures_util::StreamExt;
 use zbus::OwnedObjectPath;
 
 use super::bridge::{Bridge, failed};
 
 /// The unit that we are: it cannot freeze itself.
 const OURSELVES: &str = "ckptd.service";
+/// Questions to systemd in flight.
+const AT_ONCE: usize = 16;
 
 /// The services of the slice and its nested slices that run or are about to, or the units listed; ordered by name.
 pub async fn units(bridge: &Bridge, group: &Group) -> Result<Vec<Unit>, Error> {
@@ -62,17 +65,30 @@ pub async fn services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Er
 
 /// All services that belong below the slice: loaded ones, and those of unit files on disk.
 pub async fn all_services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Error> {
-    let manager = bridge.manager().await?;
-    let files = manager.list_unit_files_by_patterns(&[], &["*.service"]).await;
+    let mut services = services_of(bridge, slice).await?;
+    let files = bridge.manager().await?.list_unit_files_by_patterns(&[], &["*.service"]).await;
     let files = files.map_err(|e| failed("unit files", &e))?;
-    for (file, _) in files {
-        let name = file.rsplit('/').next().unwrap_or(&file);
-        if !name.contains("@.") {
-            // Loading it is enough: the slice knows it then. A unit that cannot be loaded has no process either.
-            let _ = manager.load_unit(name).await;
-        }
-    }
-    services_of(bridge, slice).await
+    let names = files.iter().filter_map(|(file, _)| file.rsplit('/').next());
+    // A template has no slice; its instances are seen when they are loaded.
+    let names = names.filter(|n| !n.contains("@.") && services.iter().all(|s| s != n));
+    // systemd forgets a unit that nothing refers to at once: the question loads it and asks in one go.
+    let slices = names.map(|name| async move { (name, slice_of(bridge, name).await) });
+    let slices: Vec<_> = futures_util::stream::iter(slices).buffer_unordered(AT_ONCE).collect().await;
+    let below = slices.into_iter().filter(|(_, s)| s.as_deref().is_some_and(|s| is_below(s, slice)));
+    services.extend(below.map(|(name, _)| name.to_owned()));
+    Ok(services)
+}
+
+/// The slice of a service; none if it cannot be loaded, then it has no process either.
+async fn slice_of(bridge: &Bridge, unit: &str) -> Option<String> {
+    let path = bridge.load(unit).await.ok()?;
+    bridge.service(&path).await.ok()?.slice().await.ok()
+}
+
+/// Whether a slice is another or nested in it: the name says so (systemd.slice(5)).
+fn is_below(slice: &str, top: &str) -> bool {
+    let stem = top.strip_suffix(".slice").unwrap_or(top);
+    slice == top || slice.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'))
 }
 
 async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
@@ -121,4 +137,18 @@ pub async fn exists(bridge: &Bridge, unit: &str) -> Result<bool, Error> {
     }
     let runs = unit.active_state().await.map_err(of)? != "inactive";
     Ok(runs || !unit.fragment_path().await.map_err(of)?.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_below;
+
+    #[test]
+    fn slices_are_nested_by_name() {
+        assert!(is_below("web.slice", "web.slice"));
+        assert!(is_below("web-db.slice", "web.slice"));
+        assert!(is_below("web-db-x.slice", "web-db.slice"));
+        assert!(!is_below("webby.slice", "web.slice"));
+        assert!(!is_below("web.slice", "web-db.slice"));
+    }
 }
