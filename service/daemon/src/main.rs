@@ -100,7 +100,8 @@ async fn serve(settings: Settings) -> Result<(), BusError> {
     // A signal that comes while we start must not kill us half-way.
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
-    let connection = zbus::connection::Builder::system().build().await?;
+    // systemd tells a burst of signals at each reload; a full queue would keep replies from being read.
+    let connection = zbus::connection::Builder::system().max_queued(1 << 16).build().await?;
     let host = Arc::new(Systemd::new(connection.clone(), &settings));
     let engine = Arc::new(LocalEngine::new(settings.clone(), host.clone()));
     let service = Service::new(engine, host.clone(), PathBuf::from(ETC).join("groups.d"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ckpt_engine::Error;
 use futures_util::StreamExt;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::Systemd;
@@ -30,31 +31,42 @@ impl Systemd {
         manager.subscribe().await.map_err(of)?;
         let mut new = manager.receive_unit_new().await.map_err(of)?;
         let mut reloading = manager.receive_reloading().await.map_err(of)?;
-        let (systemd, service) = (Arc::clone(self), Arc::clone(service));
+        // Taken off the connection at once, whatever the work takes: replies wait behind signals that nobody takes.
+        let look = Arc::new(Notify::new());
+        let wake = Arc::clone(&look);
         tokio::spawn(async move {
             loop {
-                let look = tokio::select! {
-                    Some(unit) = new.next() => {
-                        unit.args().is_ok_and(|a| a.id.ends_with(".service"))
-                    }
+                let joined = tokio::select! {
+                    Some(unit) = new.next() => unit.args().is_ok_and(|a| a.id.ends_with(".service")),
                     Some(reload) = reloading.next() => reload.args().is_ok_and(|a| !a.active),
                     else => return,
                 };
-                if !look || service.slices().is_empty() {
-                    continue;
+                if joined {
+                    wake.notify_one();
                 }
-                while let Ok(Some(_)) = timeout(QUIET, new.next()).await {}
-                let (systemd, service) = (Arc::clone(&systemd), Arc::clone(&service));
-                let _ = tokio::task::spawn_blocking(move || {
-                    for group in service.slices() {
-                        if let Err(error) = systemd.install_missing(&group) {
-                            journal::problem(&group.name, &error);
-                        }
-                    }
-                })
-                .await;
             }
         });
+        tokio::spawn(Arc::clone(self).install_when(look, Arc::clone(service)));
         Ok(())
+    }
+
+    /// Looks through the slices whenever there is reason to.
+    async fn install_when(self: Arc<Self>, look: Arc<Notify>, service: Arc<Service>) {
+        loop {
+            look.notified().await;
+            while timeout(QUIET, look.notified()).await.is_ok() {}
+            if service.slices().is_empty() {
+                continue;
+            }
+            let (systemd, service) = (Arc::clone(&self), Arc::clone(&service));
+            let _ = tokio::task::spawn_blocking(move || {
+                for group in service.slices() {
+                    if let Err(error) = systemd.install_missing(&group) {
+                        journal::problem(&group.name, &error);
+                    }
+                }
+            })
+            .await;
+        }
     }
 }
