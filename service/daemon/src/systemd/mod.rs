@@ -18,7 +18,6 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::thread::ThreadId;
 
 use ckpt_engine::config::Settings;
 use ckpt_engine::{Error, Group, Stub, Unit, UnitMain, Units};
@@ -36,8 +35,9 @@ pub struct Systemd {
     etc: PathBuf,
     /// Drop-ins of restores.
     run: PathBuf,
-    /// Units with a restore drop-in, and the job's thread that wrote it.
-    held: Mutex<BTreeMap<String, ThreadId>>,
+    /// Units with a restore drop-in, and the job that wrote it: the name of its threads (the engine may use a second one, which
+    /// it calls the same).
+    held: Mutex<BTreeMap<String, String>>,
     /// Drop-ins are written and systemd reloaded by one thread at a time.
     writing: Mutex<()>,
 }
@@ -63,7 +63,7 @@ impl Systemd {
         self.libdir.join("libckpt_preload.so")
     }
 
-    fn lock_held(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, ThreadId>> {
+    fn lock_held(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -23,7 +23,7 @@ impl Systemd {
         let mut changed = false;
         for unit in units {
             let lines = self.bridge.run(self.sandbox_lines(unit))?;
-            self.lock_held().insert(unit.clone(), thread::current().id());
+            self.lock_held().insert(unit.clone(), this_job());
             changed |= dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
         }
         match changed {
@@ -158,11 +158,11 @@ impl Systemd {
         self.let_go(units).and(killed)
     }
 
-    /// Takes away what the job of this thread left: after `checkpoint --stop`, and after a restore that failed early.
+    /// Takes away what the job of this thread, and of others of its name, left: after `checkpoint --stop`, and after a restore that failed early.
     pub(super) fn tidy_thread(&self) -> Result<(), Error> {
-        let me = thread::current().id();
+        let job = this_job();
         let mine: Vec<_> =
-            self.lock_held().iter().filter(|(_, t)| **t == me).map(|(unit, _)| unit.clone()).collect();
+            self.lock_held().iter().filter(|(_, j)| **j == job).map(|(unit, _)| unit.clone()).collect();
         self.let_go(&mine)
     }
 
@@ -185,6 +185,11 @@ impl Systemd {
         }
         self.let_go(&left)
     }
+}
+
+/// The job that runs on this thread: job threads are named after their group, which has one job at a time.
+fn this_job() -> String {
+    thread::current().name().unwrap_or_default().to_owned()
 }
 
 /// Whether the process is a stub, by the file it executes.

@@ -153,11 +153,19 @@ fn manifest(draft: Draft<'_>, written: Written, snapshots: Vec<SnapshotEntry>, f
 fn end(engine: &LocalEngine, units: &[Unit], still: Still) -> Result<(), Error> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
     std::thread::scope(|scope| {
-        let stop = scope.spawn(|| engine.units.stop(&names, true));
+        // Under the same name: by it `Units` knows which job it works for.
+        let thread = std::thread::Builder::new().name(current_name());
+        let stop = thread
+            .spawn_scoped(scope, || engine.units.stop(&names, true))
+            .map_err(|e| Error::io("start a thread that stops the units", e))?;
         // They die without having run since the instant of the checkpoint.
         still.members.hold_until_end(|| stop.is_finished());
         stop.join().map_err(|_| Error::Failed("the thread that stops the units ended".into()))?
     })
+}
+
+fn current_name() -> String {
+    std::thread::current().name().unwrap_or_default().to_owned()
 }
 
 /// The directory of a checkpoint that is being made; removed unless it is kept.
