@@ -1,6 +1,7 @@
 //! The checkpoint daemon, ckptd(8).
 #![forbid(unsafe_code)]
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use ckptd::{journal, settings};
 use libsystemd::daemon::{NotifyState, notify, watchdog_enabled};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Messages that may wait to be taken.
+const SIGNALS: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 const LIB: &str = "/usr/lib/ckpt";
 const ETC: &str = "/etc/ckpt";
 
@@ -101,7 +104,7 @@ async fn serve(settings: Settings) -> Result<(), BusError> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     // systemd tells a burst of signals at each reload; a full queue would keep replies from being read.
-    let connection = zbus::connection::Builder::system().max_queued(1 << 16).build().await?;
+    let connection = zbus::connection::Builder::system().max_queued(SIGNALS).build().await?;
     let host = Arc::new(Systemd::new(connection.clone(), &settings));
     let engine = Arc::new(LocalEngine::new(settings.clone(), host.clone()));
     let service = Service::new(engine, host.clone(), PathBuf::from(ETC).join("groups.d"));
