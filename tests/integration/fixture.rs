@@ -160,15 +160,25 @@ fn victim_program(name: &str) -> PathBuf {
 
 /// Removes what a test left: runs after each, whatever became of it.
 pub(crate) fn clean_up(name: &str) {
-    let _ = run(&["systemctl", "kill", "--signal=KILL", &slice_of(name)]);
-    let _ = run(&["systemctl", "stop", &slice_of(name)]);
-    let _ = run(&["ckptctl", "disable", name]);
+    within(20, &["systemctl", "kill", "--signal=KILL", &slice_of(name)]);
+    within(20, &["systemctl", "stop", &slice_of(name)]);
+    if !within(20, &["ckptctl", "disable", name]) {
+        // A daemon that does not answer would fail every later test as well.
+        within(20, &["systemctl", "kill", "--signal=ABRT", "ckptd.service"]);
+    }
     for entry in fs::read_dir(UNITS).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
             let _ = fs::remove_file(entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let _ = run(&["systemctl", "daemon-reload"]);
-    let _ = run(&["systemctl", "reset-failed"]);
+    within(20, &["systemctl", "daemon-reload"]);
+    within(20, &["systemctl", "reset-failed"]);
+}
+
+/// Runs a program for at most `seconds`. False: it did not end by itself.
+fn within(seconds: u32, words: &[&str]) -> bool {
+    let limit = seconds.to_string();
+    let out = run(&[&["timeout", "--kill-after=1", &limit], words].concat());
+    !matches!(out.status.code(), Some(124 | 137) | None)
 }
