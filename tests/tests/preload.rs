@@ -280,7 +280,7 @@ fn an_operation_that_was_left_is_told_no_longer() {
     for mode in ["jump", "jump-altstack", "cancel", "churn", "close-range"] {
         let victim = Situation::start(mode);
         let gate = victim.gate();
-        until(mode, || gate.executing().is_empty() && gate.added() == 0);
+        until(mode, || gate.executing().is_empty() && gate.added().is_empty());
     }
 }
 
@@ -347,5 +347,26 @@ fn limits_do_not_matter() {
     for limit in ["ulimit -f 0", "ulimit -n 4"] {
         let output = run("bash", &["-c", &format!("{{ {limit}; {count}; }} 2>&1")], true).unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "{limit}");
+    }
+}
+
+#[test]
+fn a_member_that_lies_holds_nothing_up() {
+    if !is_root() {
+        return;
+    }
+    let program = victim("liar", &[]);
+    let victim = Situation::start_program(&program, "steady");
+    until("the table is full of lies", || victim.gate().added().len() > ckpt_wire::SLOTS);
+    let deadline = Duration::from_millis(50);
+    for _ in 0..5 {
+        let barrier = Barrier::close(&[victim.pid()], deadline).unwrap();
+        assert!(barrier.still_quiet() && barrier.took() < LONG / 2);
+    }
+    let victim = Situation::start_program(&program, "wild");
+    for _ in 0..5 {
+        let barrier = Barrier::close(&[victim.pid()], deadline).unwrap();
+        let _ = barrier.still_quiet();
+        assert!(barrier.took() < LONG / 2);
     }
 }

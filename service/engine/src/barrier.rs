@@ -8,11 +8,11 @@
 //! A barrier makes the freeze cheap and the snapshot clean; a checkpoint is right without it. So members without a gate
 //! are told, not refused, and what has not drained by the deadline is told, not waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ckpt_sys::gate::{Gate, Operation};
+use ckpt_sys::gate::{Added, Gate, Operation};
 use ckpt_sys::{Error, Result, task};
 use nix::unistd::Pid;
 
@@ -25,6 +25,9 @@ pub struct Barrier {
     gates: BTreeMap<u64, Gate>,
     without: Vec<i32>,
     pending: Vec<Operation>,
+    /// Operations that stayed ADDED all the while: of a thread that was stopped there, or that lies. They are not in
+    /// their few instructions now, and are not waited for again.
+    stuck: BTreeSet<Added>,
     lease: Duration,
     took: Duration,
 }
@@ -40,6 +43,7 @@ impl Barrier {
             gates: BTreeMap::new(),
             without: Vec::new(),
             pending: Vec::new(),
+            stuck: BTreeSet::new(),
             lease: LEASE_MIN.max(deadline * 2),
             took: Duration::ZERO,
         };
@@ -87,17 +91,20 @@ impl Barrier {
     pub fn drain(&mut self, deadline: Duration) -> bool {
         let start = Instant::now();
         let mut nap = Duration::from_micros(20);
+        let mut before = BTreeSet::new();
         let quiet = loop {
             self.renew();
             // In this order: what was added may execute when the second is looked at.
             let added = self.added();
             self.pending = self.gates.values().flat_map(Gate::draining).collect();
-            if added == 0 && self.pending.is_empty() {
+            if added.is_empty() && self.pending.is_empty() {
                 break true;
             }
             if start.elapsed() >= deadline {
+                self.stuck.extend(added.intersection(&before));
                 break false;
             }
+            before = added;
             // Members signal nothing (they only store): looking again is all there is.
             thread::sleep(nap.min(deadline.saturating_sub(start.elapsed())));
             nap = (nap * 2).min(Duration::from_millis(1));
@@ -109,11 +116,13 @@ impl Barrier {
     /// For the look after the freeze: no operation slipped between its entry and its execution. If one did, thaw, let
     /// it pass ([`Barrier::drain`]) and freeze again.
     pub fn still_quiet(&self) -> bool {
-        self.added() == 0
+        self.added().is_empty()
     }
 
-    fn added(&self) -> usize {
-        self.gates.values().map(Gate::added).sum()
+    fn added(&self) -> BTreeSet<Added> {
+        let mut added: BTreeSet<Added> = self.gates.values().flat_map(Gate::added).collect();
+        added.retain(|operation| !self.stuck.contains(operation));
+        added
     }
 
     /// Tells the waiters that we live: to be called within a second where the barrier is held long.

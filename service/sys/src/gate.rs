@@ -8,6 +8,7 @@
 //! memory (a file of FUSE, say, which could hold the daemon up) is not even opened, what cannot shrink cannot kill its
 //! reader, and [`ckpt_wire::Table`] bounds all that is read.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -43,6 +44,15 @@ pub struct Operation {
     /// Length in bytes as asked for, or 0.
     pub length: u64,
     on_descriptor: bool,
+}
+
+/// One operation on its way in: the same value later is the same operation, still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Added {
+    table: u64,
+    /// Counted from 1; 0 for what is only counted.
+    slot: usize,
+    sequence: u64,
 }
 
 /// A member's gate, mapped. Dropping it opens the gate if it is the one that closed it.
@@ -154,11 +164,17 @@ impl Gate {
         self.table().gate().waiting()
     }
 
-    /// How many operations are between their entry and the start of their execution: no checkpoint now.
-    pub fn added(&self) -> usize {
+    /// The operations between their entry and the start of their execution: no checkpoint now.
+    pub fn added(&self) -> BTreeSet<Added> {
         let table = self.table();
-        let (added, _) = table.overflow().counts();
-        table.slots().filter(|slot| slot.state() == State::Added).count() + added as usize
+        // Counted ones have no name: each gets a number. What a member writes there is bounded.
+        let counted = (0..table.overflow().counts().0.min(1000)).map(|count| (0, u64::from(count)));
+        let slots = table.slots().enumerate().filter_map(|(index, slot)| {
+            let added = slot.state() == State::Added;
+            added.then(|| (index + 1, slot.look().map_or(0, |(_, sequence, _)| sequence)))
+        });
+        let all = slots.chain(counted);
+        all.map(|(slot, sequence)| Added { table: self.inode, slot, sequence }).collect()
     }
 
     /// The operations that are being executed, blocked or not.
@@ -170,7 +186,11 @@ impl Gate {
     /// thread that sleeps interruptibly (in a pipe, a socket, a FIFO's open) can be frozen where it is.
     pub fn draining(&self) -> Vec<Operation> {
         let mut operations = self.executing();
-        operations.retain(|operation| operation.touches_file() && operation.is_running());
+        operations.retain(Operation::touches_file);
+        if !operations.is_empty() {
+            let mut threads = Threads::new(self.pid);
+            operations.retain(|operation| threads.is_running(operation.thread));
+        }
         operations
     }
 
@@ -218,27 +238,44 @@ impl Operation {
         let Ok(link) = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.fd)) else { return false };
         link.is_absolute() && !link.starts_with("/dev/pts") && !link.starts_with("/dev/tty")
     }
+}
 
-    /// Whether its thread runs or sleeps uninterruptibly.
-    fn is_running(&self) -> bool {
-        let running = |tid: Pid| task::status(tid).is_ok_and(|status| matches!(status.state, 'R' | 'D'));
-        let direct = Pid::from_raw(i32::try_from(self.thread).unwrap_or(0));
-        match inner_id(self.pid, direct) {
-            // The process knows its threads by the same numbers as we do.
-            Some(id) if id == self.thread => running(direct),
-            _ => task::threads(self.pid)
-                .unwrap_or_default()
-                .into_iter()
-                .find(|&tid| inner_id(self.pid, tid) == Some(self.thread))
-                .is_some_and(running),
+/// The threads of a process by their ids in its own PID namespace, read as far as they are asked for: once at most,
+/// however many a table tells.
+struct Threads {
+    pid: Pid,
+    all: Option<BTreeMap<u32, bool>>,
+}
+
+impl Threads {
+    fn new(pid: Pid) -> Threads {
+        Threads { pid, all: None }
+    }
+
+    /// Whether a thread runs or sleeps uninterruptibly.
+    fn is_running(&mut self, id: u32) -> bool {
+        if self.all.is_none() {
+            // Mostly the process knows its threads by the same numbers as we do.
+            match i32::try_from(id).ok().and_then(|tid| look_at_thread(self.pid, Pid::from_raw(tid))) {
+                Some((inner, running)) if inner == id => return running,
+                _ => {}
+            }
         }
+        let pid = self.pid;
+        let all = self.all.get_or_insert_with(|| {
+            let threads = task::threads(pid).unwrap_or_default();
+            threads.into_iter().filter_map(|tid| look_at_thread(pid, tid)).collect()
+        });
+        all.get(&id).copied().unwrap_or(false)
     }
 }
 
-/// A thread's id in its own PID namespace: the last number of NSpid in /proc/PID/task/TID/status (Linux 4.1).
-fn inner_id(pid: Pid, tid: Pid) -> Option<u32> {
+/// A thread's id in its own PID namespace (the last number of NSpid in /proc/PID/task/TID/status, Linux 4.1), and
+/// whether it runs or sleeps uninterruptibly.
+fn look_at_thread(pid: Pid, tid: Pid) -> Option<(u32, bool)> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
+    let inner = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?;
+    Some((inner.parse().ok()?, matches!(task::parse_status(&text).state, 'R' | 'D')))
 }
 
 /// The device, as /proc/PID/maps shows it, that every memfd is on: the kernel's internal tmpfs.
