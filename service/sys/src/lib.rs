@@ -28,6 +28,7 @@ pub mod runner;
 pub mod seccomp;
 pub mod seize;
 pub mod shared;
+pub mod sysctl;
 pub mod task;
 pub mod thread;
 pub mod vdso;

@@ -6,9 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result, Subject};
-
-/// The id that the next segment of the caller's IPC namespace gets (CONFIG_CHECKPOINT_RESTORE).
-const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
+use crate::sysctl::write_sysctl;
 
 fn fail(op: &'static str) -> Error {
     Error::Kernel { op, subject: Subject::Here, source: Errno::last() }
@@ -62,7 +60,8 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Makes it in the caller's IPC namespace, zero, and opens it. A segment in its place (same id or key) that nobody is attached to is
+    /// Makes it in the caller's IPC namespace, zero, and opens it. The kernel gives the next segment the id that sysctl kernel.shm_next_id tells
+    /// (CONFIG_CHECKPOINT_RESTORE). A segment in its place (same id or key) that nobody is attached to is
     /// taken for a leftover of the group and removed.
     ///
     /// Errors: EEXIST where somebody is attached to one in its place, ENOENT where the kernel does not let the id be chosen.
@@ -75,7 +74,7 @@ impl Segment {
                 self.remove_leftover(id)?;
             }
         }
-        std::fs::write(NEXT_ID, self.shmid.to_string()).map_err(|e| Error::io("write", NEXT_ID, &e))?;
+        write_sysctl("kernel/shm_next_id", &self.shmid.to_string())?;
         let flags = libc::IPC_CREAT | libc::IPC_EXCL | (self.mode & 0o777) as i32;
         // SAFETY: no pointers.
         let id = unsafe { libc::shmget(self.key, self.size as usize, flags) };
