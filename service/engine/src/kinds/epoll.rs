@@ -2,7 +2,7 @@
 //! that number.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, EpollItem, EpollRecord};
 use ckpt_sys::descriptor::{self, Place, fdinfo::EpollLine, make, socket};
@@ -56,14 +56,14 @@ pub(super) fn watch(cx: &Rebuild<'_>, record: &DescriptionRecord, epoll: &EpollR
         epoll.items.iter().filter(|item| cx.has(item.target)).partition(|item| item.events & ALWAYS != 0);
     for item in disarmed.into_iter().chain(armed) {
         let target = cx.get(item.target)?;
-        let name = || format!("{}, item {}", cx.describe(record), item.fd);
-        let at = descriptor::duplicate_to(target, item.fd).map_err(Error::call("dup", name()))?;
-        let added = if item.events & ALWAYS != 0 {
-            make::epoll_add(instance, item.fd, item.events, item.data)
-        } else {
-            add_disarmed(instance, at.as_fd(), item)
-        };
-        added.map_err(Error::call("epoll_ctl", name()))?;
+        let added = descriptor::at_number(target, item.fd, || {
+            if item.events & ALWAYS != 0 {
+                make::epoll_add(instance, item.fd, item.events, item.data)
+            } else {
+                add_disarmed(instance, target, item)
+            }
+        });
+        added.map_err(Error::call("epoll_ctl", format!("{}, item {}", cx.describe(record), item.fd)))?;
     }
     Ok(())
 }

@@ -43,6 +43,16 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         Errno::EACCES => Refusal::new("socket-filter", "it has an eBPF filter", "use a classic filter"),
         e => Refusal::call("getsockopt")(e),
     })?;
+    if kind == libc::SOCK_DGRAM && socket::ready(fd, libc::POLLIN).unwrap_or(0) & libc::POLLIN != 0 {
+        cx.warn(
+            found,
+            Refusal::new(
+                "datagram-queue",
+                "datagrams that were not read yet are lost at a restore, as datagrams may be",
+                "nothing, where the application's protocol repeats them",
+            ),
+        );
+    }
     let listening = int(libc::SO_ACCEPTCONN)? != 0;
     let state = match (kind, remote) {
         _ if listening => {
@@ -122,7 +132,17 @@ pub(super) fn create(
             finish(cx, record, inet, fd)
         }
         InetState::Idle => {
-            let fd = bound(cx, record, inet)?;
+            let fd = match bound(cx, record, inet) {
+                // Closed, of a connection whose port another uses by now: it would not get it again by itself either.
+                Err(Error::Call { op: "bind", source: Errno::EADDRINUSE, .. })
+                    if inet.kind == libc::SOCK_STREAM =>
+                {
+                    let text = "its port is in use: it is not bound any more".to_owned();
+                    cx.warn(record, "port-in-use", text, "the application gets a port when it connects");
+                    bound(cx, record, &InetRecord { local: None, ..inet.clone() })?
+                }
+                other => other?,
+            };
             finish(cx, record, inet, fd)
         }
     }

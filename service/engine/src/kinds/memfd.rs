@@ -1,11 +1,10 @@
 //! memfd_create(2): the object is shared with mappings, the description has an offset and an access mode.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 
 use ckpt_image::records::{DescriptionKind, DescriptionRecord, ObjectId, ObjectKind};
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 
 use super::collect::{DescriptorCapture, Found};
@@ -42,10 +41,9 @@ pub(super) fn create(
 ) -> Result<(), Error> {
     let base = cx.host.object(object).map_err(Error::Host)?;
     let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK | libc::O_PATH;
-    let flags = OFlag::from_bits_retain(record.flags as i32 & keep | libc::O_CLOEXEC);
-    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
     let failed = |op| Error::call(op, cx.describe(record));
-    let fd = open(path.as_str(), flags, Mode::empty()).map_err(failed("open(/proc/self/fd)"))?;
+    let flags = record.flags as i32 & keep;
+    let fd = cx.files.reopen(base.as_fd(), flags).map_err(failed("open(/proc/self/fd)"))?;
     if record.offset != 0 {
         nix::unistd::lseek(&fd, record.offset as i64, Whence::SeekSet).map_err(failed("lseek"))?;
     }

@@ -1,16 +1,15 @@
 //! Pipes and FIFOs (pipe(7), fifo(7)): the ends are descriptions, what they share is one record.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, PipeId, PipeRecord};
 use ckpt_sys::descriptor::{make, socket};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, SpliceFFlags, open, tee};
+use nix::fcntl::{OFlag, SpliceFFlags, tee};
 use nix::libc;
-use nix::sys::stat::Mode;
 use nix::unistd::pipe2;
 
 use super::collect::{Depth, DescriptorCapture, Found};
@@ -133,9 +132,9 @@ pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: Pip
         None => base(cx, record, pipe)?,
     };
     let mode = record.flags as i32 & libc::O_ACCMODE;
-    let flags = OFlag::from_bits_retain(mode | libc::O_NONBLOCK | libc::O_CLOEXEC);
-    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
-    let end = open(path.as_str(), flags, Mode::empty())
+    let end = cx
+        .files
+        .reopen(base.as_fd(), mode | libc::O_NONBLOCK)
         .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?;
     cx.pipes.insert(pipe, base);
     cx.put(record.id, end)
@@ -149,9 +148,8 @@ fn base(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Resul
         Some(fifo) => cx.open_file(fifo, libc::O_RDWR | libc::O_NONBLOCK)?,
         None => {
             let (reader, _writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("pipe2"))?;
-            let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
-            let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-            open(path.as_str(), flags, Mode::empty()).map_err(failed("open(/proc/self/fd)"))?
+            let both = libc::O_RDWR | libc::O_NONBLOCK;
+            cx.files.reopen(reader.as_fd(), both).map_err(failed("open(/proc/self/fd)"))?
         }
     };
     let failed = |op| Error::call(op, cx.describe(record));

@@ -42,11 +42,10 @@ pub struct Descriptions {
 }
 
 impl Descriptions {
-    /// Makes all descriptions of the image. Each gets a number not below `floor`, which must be above every number that a member uses; numbers
-    /// below it must be free of anything but standard input, output and error, or EBUSY is the result where an epoll instance
-    /// needs them. Leaves the caller in whatever unit's namespaces came last.
+    /// Makes all descriptions of the image. Each gets a number not below `floor`, which must be above every number that a member uses; what
+    /// is at numbers below it is put aside for moments, so no other thread may use them. Leaves the caller in whatever unit's namespaces came last.
     pub fn rebuild(image: &GroupImage, host: &mut dyn Host, floor: RawFd) -> Result<Self, Error> {
-        let mut cx = Rebuild::new(image, host, floor);
+        let mut cx = Rebuild::new(image, host, floor)?;
         match cx.run() {
             Ok(()) => Ok(Self { fds: cx.fds, files: cx.files, warnings: cx.warnings }),
             Err(e) => {
@@ -89,21 +88,21 @@ pub(super) struct Rebuild<'i> {
 type Step<'i> = fn(&mut Rebuild<'i>, &'i DescriptionRecord) -> Result<(), Error>;
 
 impl<'i> Rebuild<'i> {
-    fn new(image: &'i GroupImage, host: &'i mut dyn Host, floor: RawFd) -> Self {
-        Self {
+    fn new(image: &'i GroupImage, host: &'i mut dyn Host, floor: RawFd) -> Result<Self, Error> {
+        Ok(Self {
             image,
             host,
             floor,
             unit: None,
             fds: (0..image.descriptions.len()).map(|_| None).collect(),
-            files: OpenFiles::new(floor),
+            files: OpenFiles::new(floor)?,
             pipes: HashMap::new(),
             reach: HashMap::new(),
             ends: HashMap::new(),
             aside: Vec::new(),
             asides: 0,
             warnings: Vec::new(),
-        }
+        })
     }
 
     fn run(&mut self) -> Result<(), Error> {

@@ -6,12 +6,15 @@
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{UnitIndex, UnixName, UnixNode};
 use ckpt_sys::descriptor::socket;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fstat};
 
 use super::collect::Found;
 use super::rebuild::Rebuild;
@@ -29,18 +32,25 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
     // One in flight was met in our own process; its path is then looked up in vain and it has no node.
     let pid = found.place.pid;
     let relative = path.is_relative();
-    let base = if relative { format!("/proc/{pid}/cwd/") } else { format!("/proc/{pid}/root") };
-    let mut seen = std::ffi::OsString::from(base);
-    seen.push(&path);
-    let node = std::fs::symlink_metadata(&seen)
-        .ok()
-        .filter(|meta| node_ino == Some(meta.ino() as u32) && meta.file_type().is_socket())
-        .map(|meta| UnixNode { mode: meta.mode() & 0o7777, uid: meta.uid(), gid: meta.gid() });
+    let node = lookup(pid, &path)
+        .filter(|stat| node_ino == Some(stat.st_ino as u32) && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK)
+        .map(|stat| UnixNode { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid });
     let directory = match relative {
         true if node.is_some() => std::fs::read_link(format!("/proc/{pid}/cwd")).ok(),
         _ => None,
     };
     Ok(Some(UnixName { bytes, directory, node }))
+}
+
+/// What a path is for a process: links on its way are followed within its root (openat2(2), Linux 5.6).
+fn lookup(pid: i32, path: &Path) -> Option<FileStat> {
+    let base = if path.is_relative() { "cwd" } else { "root" };
+    let base = format!("/proc/{pid}/{base}");
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let base = open(base.as_str(), flags | OFlag::O_DIRECTORY, Mode::empty()).ok()?;
+    let within = if path.is_relative() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_IN_ROOT };
+    let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW).resolve(within);
+    fstat(openat2(&base, path, how).ok()?).ok()
 }
 
 /// A node that is aside until the group is rebuilt.
@@ -69,18 +79,28 @@ pub(super) fn bind(
     }
     let (directory, path) = place(name);
     cx.enter(unit)?;
-    std::env::set_current_dir(&directory)
-        .map_err(|e| Error::call("chdir", directory.display())(errno(&e)))?;
     cx.asides += 1;
     let aside = |what: &str| directory.join(format!(".{what}{:x}", cx.asides));
     let (now, former) = (aside("ckpt"), aside("old"));
     let former = make_room(&path, former, name.node.is_some())?;
-    socket::bind(fd, &address).map_err(Error::call("bind", path.display()))?;
+    let relative = name.bytes.first() != Some(&b'/');
+    bind_in(relative.then_some(directory.as_path()), fd, &address)
+        .map_err(Error::call("bind", path.display()))?;
     rename(&path, &now)?;
     let connect_to =
         socket::unix_address(now.as_os_str().as_bytes()).map_err(Error::call("connect", now.display()))?;
     cx.aside.push(Aside { unit, now, place: name.node.map(|node| (path, node)), former });
     Ok(connect_to)
+}
+
+/// bind(2) in a directory, if its name is relative to one.
+fn bind_in(directory: Option<&Path>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+    let Some(directory) = directory else { return socket::bind(fd, address) };
+    let here = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::chdir(directory)?;
+    let bound = socket::bind(fd, address);
+    nix::unistd::fchdir(&here)?;
+    bound
 }
 
 /// The directory to be in for bind(2), and the absolute path of the node.
@@ -117,7 +137,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 fn errno(e: &std::io::Error) -> Errno {
-    Errno::from_raw(e.raw_os_error().unwrap_or(nix::libc::EIO))
+    Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Puts every node in its place, or takes it away.

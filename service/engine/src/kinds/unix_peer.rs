@@ -246,7 +246,7 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     if let Some(id) = listener(cx, record.unit, unix.kind, name) {
         let listener = cx.get(id)?;
         connect_as(unix.credentials, client.as_fd(), &cx.reach[&id]).map_err(failed("connect"))?;
-        return Ok((socket::accept(listener).map_err(failed("accept"))?, client));
+        return Ok((accept_ours(listener).map_err(failed("accept"))?, client));
     }
     // Its listener is closed: one with the same name for this moment.
     let gone = UnixName { node: None, ..name.clone() };
@@ -255,7 +255,19 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let failed = |op| Error::call(op, cx.describe(record));
     as_peer(connecting.1.credentials, || socket::listen(listener.as_fd(), 1)).map_err(failed("listen"))?;
     connect_as(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
-    Ok((socket::accept(listener.as_fd()).map_err(failed("accept"))?, client))
+    Ok((accept_ours(listener.as_fd()).map_err(failed("accept"))?, client))
+}
+
+/// Accepts what we connected. Somebody outside may have been faster, at an abstract name: he is hung up on, as by the service before it
+/// was restored.
+fn accept_ours(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    loop {
+        let accepted = socket::accept(listener)?;
+        let peer = socket::credentials(accepted.as_fd())?;
+        if peer.is_none_or(|(pid, ..)| pid == std::process::id() as i32) {
+            return Ok(accepted);
+        }
+    }
 }
 
 /// An end whose other end is not there: it will be closed when what it had sent is in the queue.

@@ -11,9 +11,11 @@ pub mod message;
 pub mod socket;
 
 use std::cmp::Ordering;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 
 /// The result of a call on a descriptor; the caller knows the subject.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -93,10 +95,52 @@ pub fn duplicate_above(fd: BorrowedFd<'_>, floor: RawFd) -> Result<OwnedFd> {
     owned(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, floor) }.into())
 }
 
-/// A duplicate with FD_CLOEXEC at a number that must be free. Errors: EBUSY if it is not.
-pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
-    let made = duplicate_above(fd, number)?;
-    if made.as_raw_fd() == number { Ok(made) } else { Err(Errno::EBUSY) }
+/// Runs `work` while `fd` is at `number` too; what was there before is put back after it. Only for processes with one thread, or where
+/// no other uses that number. Errors: EBADF past RLIMIT_NOFILE, or those of `work`.
+pub fn at_number<T>(fd: BorrowedFd<'_>, number: RawFd, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    if fd.as_raw_fd() == number {
+        return work();
+    }
+    // SAFETY: takes integers; a number that is not open is EBADF.
+    let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) });
+    let before = match flags {
+        // SAFETY: takes integers.
+        Ok(flags) => Some((owned(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) }.into())?, flags)),
+        Err(_) => None,
+    };
+    // SAFETY: what is at the number is kept in `before` and nobody uses it until it is back, as the caller promises.
+    Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
+    let result = work();
+    match before {
+        Some((before, flags)) => {
+            let cloexec = if flags & libc::FD_CLOEXEC != 0 { libc::O_CLOEXEC } else { 0 };
+            // SAFETY: puts back what was there.
+            Errno::result(unsafe { libc::dup3(before.as_raw_fd(), number, cloexec) })?;
+        }
+        // SAFETY: the number is the duplicate made above, which nobody owns.
+        None => Errno::result(unsafe { libc::close(number) }).map(drop)?,
+    }
+    result
+}
+
+/// Our own descriptors as a directory (/proc/self/fd), which opens them anew in any mount namespace.
+#[derive(Debug)]
+pub struct OwnDescriptors(OwnedFd);
+
+impl OwnDescriptors {
+    /// Opens the directory at a number not below `floor`. Errors: ENOENT where /proc is not there.
+    pub fn open(floor: RawFd) -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open("/proc/self/fd", flags, Mode::empty())?;
+        duplicate_above(directory.as_fd(), floor).map(Self)
+    }
+
+    /// A new description of the file under a descriptor, with flags of open(2) and O_CLOEXEC.
+    pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+        let name = fd.as_raw_fd().to_string();
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC;
+        nix::fcntl::openat(&self.0, name.as_str(), flags, Mode::empty())
+    }
 }
 
 /// A duplicate of one of our own descriptors by number; for tests and tools that look at themselves. Errors: EBADF.
@@ -123,7 +167,6 @@ pub fn in_net_namespace<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     fn own(fd: &impl AsFd) -> Place {
         Place { pid: std::process::id() as i32, fd: fd.as_fd().as_raw_fd() }
@@ -152,6 +195,19 @@ mod tests {
         assert!(is_epoll_target(own(&epoll), a.as_raw_fd(), 0, own(&a)).unwrap());
         assert!(!is_epoll_target(own(&epoll), a.as_raw_fd(), 0, own(&b)).unwrap());
         assert_eq!(is_epoll_target(own(&epoll), b.as_raw_fd(), 0, own(&b)), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn what_was_at_a_number_comes_back() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let zero = std::fs::File::open("/dev/zero").unwrap();
+        let number = null.as_raw_fd();
+        let here =
+            |name: &str| std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap().ends_with(name);
+        let inside = at_number(zero.as_fd(), number, || Ok(here("zero"))).unwrap();
+        assert!(inside && here("null"));
+        assert!(at_number(zero.as_fd(), 777, || take_own(777)).is_ok());
+        assert_eq!(take_own(777).map(drop), Err(Errno::EBADF));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Opening files of the image: by path, or made anew from their content.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use ckpt_image::records::{FileId, FileRecord, FileSource, GroupImage};
-use ckpt_sys::descriptor;
+use ckpt_sys::descriptor::{self, OwnDescriptors};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
@@ -17,21 +17,26 @@ use super::Host;
 use crate::kinds::Error;
 use crate::{Problem, Severity};
 
-/// Flags of open(2) that fdinfo tells and that are of the opening, or that openat2(2) does not take.
-const NOT_ASKED_AGAIN: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY | libc::O_ASYNC | libc::O_CLOEXEC;
 const PATH_FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
 
 /// Files of an image, opened as often as wanted. Those whose content is in the image are made once.
 #[derive(Debug)]
 pub struct OpenFiles {
     floor: RawFd,
+    own: OwnDescriptors,
     made: HashMap<FileId, OwnedFd>,
     pub(super) warnings: Vec<Problem>,
 }
 
 impl OpenFiles {
-    pub(super) fn new(floor: RawFd) -> Self {
-        Self { floor, made: HashMap::new(), warnings: Vec::new() }
+    pub(super) fn new(floor: RawFd) -> Result<Self, Error> {
+        let own = OwnDescriptors::open(floor).map_err(Error::call("open", "/proc/self/fd"))?;
+        Ok(Self { floor, own, made: HashMap::new(), warnings: Vec::new() })
+    }
+
+    /// A new description of what is under one of our descriptors, in whatever namespaces we are.
+    pub(in crate::kinds) fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd, Errno> {
+        self.own.reopen(fd, flags)
     }
 
     /// Opens a file for a mapping, as a working directory or an executable, entering its unit's namespaces. `flags` are those of open(2). The
@@ -69,7 +74,9 @@ impl OpenFiles {
                         .map_err(Error::call("dup", record.path.display()))?;
                     self.made.insert(file, made);
                 }
-                reopen(self.made[&file].as_fd(), record, flags)
+                let flags = without_opening(flags) & !libc::O_NOFOLLOW;
+                self.reopen(self.made[&file].as_fd(), flags)
+                    .map_err(Error::call("open(/proc/self/fd)", record.path.display()))
             }
         }
     }
@@ -101,6 +108,12 @@ impl OpenFiles {
     }
 }
 
+/// Flags of open(2) that fdinfo tells and that were of the opening only.
+fn without_opening(flags: i32) -> i32 {
+    let tmpfile = if flags & libc::O_TMPFILE == libc::O_TMPFILE { libc::O_TMPFILE } else { 0 };
+    flags & !(tmpfile | libc::O_ASYNC | libc::O_CLOEXEC)
+}
+
 fn find(image: &GroupImage, file: FileId) -> Result<&FileRecord, Error> {
     image.files.get(file.index()).ok_or_else(|| Error::Dangling(format!("file {file}")))
 }
@@ -111,7 +124,7 @@ fn mismatch<T>(record: &FileRecord, why: &str) -> Result<T, Error> {
 
 /// Opens a path that the kernel told, so nothing on its way is a link (openat2(2), Linux 5.6).
 fn open_strictly(path: &Path, flags: i32) -> Result<OwnedFd, Errno> {
-    let mut flags = flags & !NOT_ASKED_AGAIN;
+    let mut flags = without_opening(flags);
     if flags & libc::O_PATH != 0 {
         flags &= PATH_FLAGS;
     }
@@ -155,13 +168,6 @@ fn difference(record: &FileRecord, stat: &FileStat) -> Option<String> {
         FileSource::Path { immutable: true } if mtime != record.mtime => Some("was changed".to_owned()),
         _ => None,
     }
-}
-
-fn reopen(fd: BorrowedFd<'_>, record: &FileRecord, flags: i32) -> Result<OwnedFd, Error> {
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let flags = flags & !NOT_ASKED_AGAIN & !libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    open(path.as_str(), OFlag::from_bits_retain(flags), Mode::empty())
-        .map_err(Error::call("open(/proc/self/fd)", record.path.display()))
 }
 
 /// Makes a file whose content is in the image: in place for one in memory, without a name for one that had none.
