@@ -131,8 +131,11 @@ fn counters_timers_and_signal_masks_go_on() {
     assert!(fdinfo(new.fd(4).as_raw_fd()).contains("sigmask:\t0000000000000206"));
 }
 
+/// Items of an epoll instance: number, events, data.
+type Interest = Vec<(i32, u32, u64)>;
+
 /// The interest list, sorted, without what the kernel numbers anew.
-fn interest(path: &str) -> Vec<(i32, u32, u64)> {
+fn interest(path: &str) -> Interest {
     let info = descriptor::fdinfo::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut items: Vec<_> = info.epoll.iter().map(|item| (item.fd, item.events, item.data)).collect();
     items.sort_unstable();

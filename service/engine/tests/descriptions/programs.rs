@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::*;
-use crate::{descriptor, interest};
+use crate::{Interest, descriptor, interest};
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 
@@ -105,7 +105,7 @@ fn comes_back(mut program: Program) -> Vec<String> {
     );
     let errors: Vec<_> = captured.problems.iter().filter(|p| p.severity == Severity::Error).collect();
     assert!(errors.is_empty(), "{errors:?}");
-    let mut before: BTreeMap<DescriptionId, (String, Vec<(i32, u32, u64)>)> = BTreeMap::new();
+    let mut before = BTreeMap::<DescriptionId, (String, Interest)>::new();
     for (pid, table) in pids.iter().zip(&captured.tables) {
         for d in &table.descriptors {
             let items = interest(&format!("/proc/{pid}/fdinfo/{}", d.fd));
