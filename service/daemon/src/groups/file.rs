@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ckpt_engine::{Error, Group};
@@ -40,7 +40,11 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .truncate(true)
         .mode(0o644)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|mut file| {
+            // The daemon's umask is that of its images; these files are for everybody to read.
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
+            file.write_all(bytes).and_then(|()| file.sync_all())
+        })
         .and_then(|()| fs::rename(&temporary, path));
     if let Err(e) = written {
         let _ = fs::remove_file(&temporary);

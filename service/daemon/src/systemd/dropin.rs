@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ckpt_engine::{Error, Group};
@@ -113,7 +114,12 @@ pub fn write(dir: &Path, unit: &str, name: &str, text: &str) -> Result<bool, Err
         return Ok(false);
     }
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(|e| Error::io(format!("create {}", parent.display()), e))?;
+        let failed = |e| Error::io(format!("create {}", parent.display()), e);
+        if !parent.exists() {
+            fs::create_dir_all(parent).map_err(failed)?;
+            // The daemon's umask is that of its images; systemd warns of configuration that not everybody can read.
+            fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        }
     }
     replace(&path, text.as_bytes())?;
     Ok(true)
