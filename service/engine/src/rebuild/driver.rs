@@ -290,9 +290,9 @@ impl<'a> Rebuild<'a> {
     fn set_up_threads(&mut self) -> Result<(), Failure> {
         let living: BTreeSet<Pid> = self.members.keys().copied().collect();
         self.each(|this, member, record, body| {
-            let problems = process::from_outside(member, body);
+            let mut problems = process::from_outside(member, body);
+            problems.extend(process::attributes(member, body)?);
             this.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
-            process::attributes(member, body)?;
             let is_root = !living.contains(&record.ppid);
             let mut others = this.threads.remove(&record.pid).unwrap_or_default();
             for (other, thread) in others.iter_mut().zip(body.threads.iter().skip(1)) {

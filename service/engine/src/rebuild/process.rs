@@ -52,19 +52,42 @@ pub fn directories(member: &mut Member, fs: &FsRecord, open: Directories) -> Res
     member.run("set the working directory", &batch).map(drop)
 }
 
-/// Sets what needs our privileges still: limits, personality, subreaper.
-pub fn attributes(member: &mut Member, body: &ProcessBody) -> Result<(), Failure> {
+/// Sets what needs our privileges still: limits, personality, subreaper. Gives what could not be set: a hard limit above our own
+/// needs CAP_SYS_RESOURCE.
+pub fn attributes(member: &mut Member, body: &ProcessBody) -> Result<Vec<String>, Failure> {
     let mut batch = member.batch();
     batch.must(libc::SYS_personality, [u64::from(body.personality), 0, 0, 0, 0, 0]);
     let subreaper = [libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(body.child_subreaper), 0, 0, 0, 0];
     batch.must(libc::SYS_prctl, subreaper);
+    let mut set = Vec::new();
     for (resource, (soft, hard)) in body.limits.iter().enumerate() {
-        let mut raw = soft.to_le_bytes().to_vec();
-        raw.extend(hard.to_le_bytes());
-        let at = batch.data(&raw);
-        batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+        let at = batch.data(&limit(*soft, *hard));
+        let old = batch.space(16);
+        let read = batch.must(libc::SYS_prlimit64, [0, resource as u64, 0, old.get(), 0, 0]);
+        let call = batch.push(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+        set.push((read, call, old));
     }
-    member.run("set limits", &batch).map(drop)
+    let outcome = member.run("set limits", &batch)?;
+    let mut problems = Vec::new();
+    for (resource, ((soft, hard), (_, call, old))) in body.limits.iter().zip(set).enumerate() {
+        let Err(e) = outcome.result(call) else { continue };
+        let ours = outcome.u64_at(old.add(8));
+        if *soft > ours {
+            problems.push(format!("limit {resource} is {ours} and not {soft} ({e})"));
+        } else {
+            problems.push(format!("hard limit {resource} is {ours} and not {hard} ({e})"));
+        }
+        let mut batch = member.batch();
+        let at = batch.data(&limit((*soft).min(ours), ours));
+        batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+        member.run("set limits", &batch)?;
+    }
+    Ok(problems)
+}
+
+/// struct rlimit64.
+fn limit(soft: u64, hard: u64) -> Vec<u8> {
+    [soft, hard].iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// struct timeval pairs or struct timespec pairs: `unit` is what a second has of the smaller one.
