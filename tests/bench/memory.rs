@@ -59,7 +59,8 @@ fn round(pid: Pid) -> [f64; 6] {
     drop(copied);
     assert!(PageReader::open(&dir).is_ok());
     remove(&dir);
-    let source = vec![1u8; MIB << 20];
+    let mut source = vec![1u8; MIB << 20];
+    scramble(&mut source); // a disk may be quicker with what compresses
     let mut target = vec![2u8; MIB << 20];
     let (_, memcpy) = timed(|| target.copy_from_slice(std::hint::black_box(&source)));
     let dir = directory();
@@ -114,20 +115,25 @@ impl Drop for Victim {
     }
 }
 
-/// Fills memory with what does not compress and stops.
+/// Fills memory and stops.
 pub(crate) fn child(huge: bool) {
     let mut arena = ckpt_sys::arena::Arena::new(MIB << 20).expect("memory");
     if !huge {
         nix::sys::prctl::set_thp_disable(true).expect("prctl");
     }
+    scramble(&mut arena);
+    loop {
+        nix::sys::signal::raise(Signal::SIGSTOP).expect("raise");
+    }
+}
+
+/// Fills memory with what does not compress.
+fn scramble(bytes: &mut [u8]) {
     let mut state = 88_172_645_463_325_252_u64;
-    for word in arena.chunks_exact_mut(8) {
+    for word in bytes.chunks_exact_mut(8) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
         word.copy_from_slice(&state.to_le_bytes());
-    }
-    loop {
-        nix::sys::signal::raise(Signal::SIGSTOP).expect("raise");
     }
 }
