@@ -29,7 +29,6 @@ pub mod seccomp;
 pub mod seize;
 pub mod shared;
 pub mod sysctl;
-pub mod sysctl;
 pub mod task;
 pub mod thread;
 pub mod vdso;

@@ -6,7 +6,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 
 use crate::error::{Error, Result, Subject};
-use crate::sysctl;
 use crate::sysctl::write_sysctl;
 
 fn fail(op: &'static str) -> Error {

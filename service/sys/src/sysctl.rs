@@ -1,60 +1,70 @@
-//! Writing a sysctl where /proc/sys may be read-only (containers, ProtectKernelTunables=): through an instance of proc(5) of our own.
+//! Kernel settings below /proc/sys (sysctl(8)).
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Subject};
 
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
-const CLOEXEC: libc::c_uint = 1;
-
-/// Writes a value; `name` is the path below /proc/sys. Of the namespaces that a sysctl belongs to, those of this process count.
+/// Writes a setting, by its path below /proc/sys; those of a namespace are the caller's own.
 ///
-/// Errors: those of the mount point's file; where that is read-only, those of fsopen(2) and fsmount(2) (Linux 5.2) for CAP_SYS_ADMIN.
-pub fn write(name: &str, value: &str) -> Result<()> {
+/// Where /proc/sys is mounted read-only (ProtectKernelTunables=, a machine in namespaces) it is reached through a proc file
+/// system of our own that is mounted nowhere (fsopen(2), Linux 5.2).
+pub fn write_sysctl(name: &str, value: &str) -> Result<()> {
     let path = format!("/proc/sys/{name}");
     match std::fs::write(&path, value) {
         Err(e) if e.raw_os_error() == Some(libc::EROFS) => {}
-        other => return other.map_err(|e| Error::io("write", &path, &e)),
+        done => return done.map_err(|e| Error::io("write", path, &e)),
     }
-    let fail = |op, source| Error::path(op, &path, source);
-    let proc = mount_proc().map_err(|e| fail("mount proc for", e))?;
-    let relative = format!("sys/{name}");
-    let fd = openat(&proc, relative.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty());
-    let mut file = File::from(fd.map_err(|e| fail("open", e))?);
-    file.write_all(value.as_bytes()).map_err(|e| Error::io("write", &path, &e))
+    let proc = detached_proc()?;
+    let file =
+        openat(&proc, format!("sys/{name}").as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|e| Error::path("open", &path, e))?;
+    File::from(file).write_all(value.as_bytes()).map_err(|e| Error::io("write", path, &e))
 }
 
-/// An instance of proc(5), mounted nowhere; it goes with the descriptor.
-fn mount_proc() -> std::result::Result<OwnedFd, Errno> {
-    // SAFETY: the strings are terminated and outlive the calls; each result is a new descriptor that nobody else has.
-    unsafe {
-        let context = Errno::result(libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), CLOEXEC))?;
-        let context = OwnedFd::from_raw_fd(context as i32);
-        let none = std::ptr::null::<u8>();
-        let fd = context.as_raw_fd();
-        Errno::result(libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, none, none, 0))?;
-        let mount = Errno::result(libc::syscall(libc::SYS_fsmount, fd, CLOEXEC, 0))?;
-        Ok(OwnedFd::from_raw_fd(mount as i32))
-    }
+/// A proc file system of the caller's PID namespace that is mounted nowhere.
+fn detached_proc() -> Result<OwnedFd> {
+    const CLOEXEC: libc::c_uint = 1;
+    const CMD_CREATE: libc::c_uint = 6;
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: the name is a constant string with its zero.
+    let context =
+        descriptor("fsopen", unsafe { libc::syscall(libc::SYS_fsopen, c"proc".as_ptr(), CLOEXEC) })?;
+    // SAFETY: this command takes neither key nor value.
+    let made = unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), CMD_CREATE, none, none, 0) };
+    Errno::result(made).map_err(|source| fail("fsconfig", source))?;
+    // SAFETY: numbers only.
+    descriptor("fsmount", unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), CLOEXEC, 0) })
+}
+
+/// The descriptor that a call gave.
+fn descriptor(op: &'static str, ret: libc::c_long) -> Result<OwnedFd> {
+    let fd = Errno::result(ret).map_err(|source| fail(op, source))?;
+    // SAFETY: the kernel has just made it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+fn fail(op: &'static str, source: Errno) -> Error {
+    Error::Kernel { op, subject: Subject::Here, source }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
-    fn an_instance_of_proc_shows_this_process() {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!("skipped: only root may mount");
-            return;
-        }
-        let proc = mount_proc().unwrap();
-        assert!(openat(&proc, "self/stat", OFlag::O_RDONLY, Mode::empty()).is_ok());
+    fn a_proc_of_our_own_shows_the_same_settings() {
+        let proc = detached_proc().unwrap();
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = openat(&proc, "sys/kernel/osrelease", flags, Mode::empty()).unwrap();
+        let mut release = String::new();
+        File::from(file).read_to_string(&mut release).unwrap();
+        assert_eq!(release, std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap());
     }
 }
