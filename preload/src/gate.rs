@@ -43,6 +43,9 @@ static FILTERED: AtomicBool = AtomicBool::new(false);
 /// The pthread key whose destructor gives a thread's slot back, plus 1; 0 if there is none.
 static KEY: AtomicUsize = AtomicUsize::new(0);
 
+/// How many operations a thread only counts before it looks again through a table whose slots were all taken.
+const OPERATIONS_WITHOUT_SLOT: u32 = 1000;
+
 /// How a waiter sleeps between looks at the daemon's beat.
 const NAP_NS: u32 = 50_000_000;
 
@@ -170,6 +173,11 @@ fn place(thread: &thread::Thread) -> Option<(Table<'static>, Option<&'static Slo
         // SAFETY: slots stay mapped for ever.
         return Some((table, Some(unsafe { &*slot })));
     }
+    let wait = thread.without_slot.load(Relaxed);
+    if wait > 0 {
+        thread.without_slot.store(wait - 1, Relaxed);
+        return Some((table, None));
+    }
     let id = kernel::thread();
     let slot = table.take_slot(id).or_else(|| take_from_dead(table, id));
     if let Some(slot) = slot {
@@ -180,6 +188,9 @@ fn place(thread: &thread::Thread) -> Option<(Table<'static>, Option<&'static Slo
             // among the 32 keys that every thread has room for (or else it only fails).
             unsafe { libc::pthread_setspecific(key as u32 - 1, core::ptr::from_ref(slot).cast()) };
         }
+    }
+    if slot.is_none() {
+        thread.without_slot.store(OPERATIONS_WITHOUT_SLOT, Relaxed);
     }
     Some((table, slot))
 }
@@ -216,6 +227,7 @@ fn make() -> Option<*mut u8> {
     let process = kernel::process();
     // This thread's slot, if any, was in a table of the parent's.
     thread::this().slot.store(core::ptr::null_mut(), Relaxed);
+    thread::this().without_slot.store(0, Relaxed);
     ROOT.process.store(process, Relaxed);
     // Nameless memory where a memfd is not to be had: under a seccomp filter that may kill who asks for one
     // (SystemCallFilter=~@ipc does), without a free descriptor, or with a file size limit below the table's.

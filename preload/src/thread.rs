@@ -12,6 +12,8 @@ pub struct Thread {
     pub frame: AtomicUsize,
     /// More than 0: the library works for itself; hooks pass straight through.
     pub busy: AtomicU32,
+    /// How many operations to count only before a slot is looked for again.
+    pub without_slot: AtomicU32,
     /// Memory for merged environments, kept for the next time.
     pub scratch: AtomicPtr<u8>,
     /// Its length in bytes.

@@ -273,6 +273,25 @@ fn operations_that_block_hold_nothing_up() {
 }
 
 #[test]
+fn more_threads_than_slots_are_held_up_and_go_on_as_well() {
+    if !is_root() {
+        return;
+    }
+    let victim = Situation::start("crowd");
+    let gate = victim.gate();
+    until("the slots are taken", || gate.executing().len() > ckpt_wire::SLOTS - 10);
+    until("the writers write", || victim.size() > 10_000);
+    for _ in 0..3 {
+        let barrier = Barrier::close(&[victim.pid()], Duration::from_millis(100)).unwrap();
+        until("the writers wait", || gate.waiting() >= 4);
+        let size = victim.size();
+        assert!(barrier.still_quiet());
+        drop(barrier);
+        until("the writers go on", || victim.size() > size);
+    }
+}
+
+#[test]
 fn an_operation_that_was_left_is_told_no_longer() {
     if !is_root() {
         return;

@@ -131,7 +131,13 @@ int main(int count, char **arguments)
 	path = count > 2 ? arguments[2] : "/dev/null";
 	if (pipe(empty))
 		abort();
-	if (!strcmp(mode, "writers")) {
+	if (!strcmp(mode, "crowd")) {
+		/* More threads than a table has slots. */
+		for (int thread = 0; thread < 4500; thread++)
+			start(blocked, 0);
+		for (int thread = 0; thread < 4; thread++)
+			start(writer, thread);
+	} else if (!strcmp(mode, "writers")) {
 		for (long how = 0; how < 4; how++)
 			start(writer, how);
 	} else if (!strcmp(mode, "blocked")) {
