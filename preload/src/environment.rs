@@ -104,36 +104,47 @@ unsafe fn preload_list(entry: *const c_char) -> Option<&'static [u8]> {
     Some(unsafe { CStr::from_ptr(entry.add(preload_value::PREFIX.len()).cast()) }.to_bytes())
 }
 
-/// What must be put into an environment: `None` if the library is there already, is not known, or could not be
-/// loaded from the present root directory (ld.so would complain on stderr).
-///
-/// # Safety
-/// As for [`survey`].
-unsafe fn lacking(strings: Strings) -> Option<(Survey, &'static [u8])> {
-    let path = path();
-    if path.is_empty() {
-        return None;
-    }
-    // SAFETY: the caller's; path() is followed by its zero.
-    unsafe {
-        let survey = survey(strings);
-        if survey.list.is_some_and(|list| preload_value::names(list, path))
-            || !kernel::is_readable(path.as_ptr())
-        {
-            return None;
-        }
-        Some((survey, path))
-    }
+/// What an environment needs.
+#[derive(Clone, Copy, PartialEq)]
+enum Need {
+    /// The library is there and can be loaded, or neither.
+    Nothing,
+    /// The library is not there.
+    Library,
+    /// The library is there but cannot be loaded from the present root directory: ld.so would complain on stderr.
+    Removal,
 }
 
-/// The environment with the library in it: `strings` itself if it is there already, else a copy in the thread's
+/// # Safety
+/// As for [`survey`].
+unsafe fn examine(strings: Strings) -> (Need, Survey, &'static [u8]) {
+    let path = path();
+    // SAFETY: the caller's.
+    let survey = unsafe { survey(strings) };
+    if path.is_empty() {
+        return (Need::Nothing, survey, path);
+    }
+    let is_there = survey.list.is_some_and(|list| preload_value::names(list, path));
+    // SAFETY: path() is followed by its zero.
+    let need = match (is_there, unsafe { kernel::is_readable(path.as_ptr()) }) {
+        (true, true) | (false, false) => Need::Nothing,
+        (false, true) => Need::Library,
+        (true, false) => Need::Removal,
+    };
+    (need, survey, path)
+}
+
+/// The environment with the library in it: `strings` itself if nothing need be done, else a copy in the thread's
 /// scratch memory, good until its next use.
 ///
 /// # Safety
 /// `strings` is null or a null-ended array of C strings.
 pub unsafe fn with_library(strings: Strings) -> Strings {
     // SAFETY: the caller's.
-    let Some((survey, path)) = (unsafe { lacking(strings) }) else { return strings };
+    let (need, survey, path) = unsafe { examine(strings) };
+    if need == Need::Nothing {
+        return strings;
+    }
     let list = survey.list.unwrap_or(b"");
     let pointers = (survey.count + 2) * size_of::<*const c_char>();
     let text = preload_value::entry_length(list, path);
@@ -143,7 +154,11 @@ pub unsafe fn with_library(strings: Strings) -> Strings {
     // given out by this function.
     unsafe {
         let entry = block.add(pointers);
-        preload_value::write_entry(core::slice::from_raw_parts_mut(entry, text), list, path);
+        let room = core::slice::from_raw_parts_mut(entry, text);
+        let written = match need {
+            Need::Removal => preload_value::write_entry_without(room, list, path),
+            _ => preload_value::write_entry(room, list, path),
+        };
         let to = block.cast::<*const c_char>();
         let mut at = 0;
         for index in 0..survey.count {
@@ -153,8 +168,11 @@ pub unsafe fn with_library(strings: Strings) -> Strings {
                 at += 1;
             }
         }
-        to.add(at).write(entry.cast());
-        to.add(at + 1).write(core::ptr::null());
+        if written > 0 {
+            to.add(at).write(entry.cast());
+            at += 1;
+        }
+        to.add(at).write(core::ptr::null());
         to
     }
 }
@@ -169,10 +187,10 @@ pub unsafe fn command_with_library(command: *const c_char) -> *const c_char {
         return command;
     }
     // SAFETY: environ is null or a null-ended array of C strings; command is a C string.
-    let (Some((survey, path)), text) = (unsafe { (lacking(own()), CStr::from_ptr(command).to_bytes()) })
-    else {
+    let ((need, survey, path), text) = unsafe { (examine(own()), CStr::from_ptr(command).to_bytes()) };
+    if need != Need::Library {
         return command;
-    };
+    }
     let list = survey.list.unwrap_or(b"");
     // Every byte may need four ('\''), and the words around them some more.
     let room = (text.len() + list.len() + path.len()) * 4 + 64;

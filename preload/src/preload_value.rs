@@ -32,3 +32,25 @@ pub fn write_entry(to: &mut [u8], list: &[u8], path: &[u8]) -> usize {
     }
     at - 1
 }
+
+/// Writes `LD_PRELOAD=` and what a list holds besides the path, with a zero at its end, and gives its length without;
+/// 0 if nothing else is in the list, or `to` is shorter than [`entry_length`].
+pub fn write_entry_without(to: &mut [u8], list: &[u8], path: &[u8]) -> usize {
+    if to.len() < entry_length(list, path) {
+        return 0;
+    }
+    to[..PREFIX.len()].copy_from_slice(PREFIX);
+    let mut at = PREFIX.len();
+    for item in
+        list.split(|&byte| byte == b' ' || byte == b':').filter(|item| !item.is_empty() && *item != path)
+    {
+        if at > PREFIX.len() {
+            to[at] = b':';
+            at += 1;
+        }
+        to[at..at + item.len()].copy_from_slice(item);
+        at += item.len();
+    }
+    to[at] = 0;
+    if at > PREFIX.len() { at } else { 0 }
+}

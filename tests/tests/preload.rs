@@ -160,6 +160,21 @@ fn env_and_shells_cannot_lose_it() {
 }
 
 #[test]
+fn where_it_cannot_be_loaded_nothing_complains() {
+    if !is_root() {
+        return;
+    }
+    // A root directory that the library is not in: everything but the place that it lies in is visible there.
+    let script = "cd / && mount -t tmpfs none /mnt && mkdir /mnt/usr /mnt/proc && mount --bind /usr /mnt/usr && \
+        ln -s usr/bin usr/lib usr/lib64 /mnt/ && mount --bind /proc /mnt/proc && \
+        LD_PRELOAD=$LD_PRELOAD:libm.so.6 chroot /mnt sh -c 'echo $LD_PRELOAD; sh -c true; env -i sh -c true' && \
+        chroot /mnt env | grep -c ^LD_PRELOAD; chroot /mnt true";
+    let output = run("unshare", &["-m", "sh", "-c", script], true).unwrap();
+    let shown = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((shown.0.as_ref(), shown.1.as_ref()), ("libm.so.6\n0\n", ""));
+}
+
+#[test]
 fn programs_do_the_same_with_it() {
     let dir = scratch("dir");
     let place = dir.to_str().unwrap();
