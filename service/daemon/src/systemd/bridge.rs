@@ -5,8 +5,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use ckpt_engine::Error;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zbus::{Connection, OwnedObjectPath};
 
@@ -78,7 +79,7 @@ impl Bridge {
     ) -> Result<BTreeMap<String, String>, Error> {
         let manager = self.manager().await?;
         // Before the call: the job may be gone when it returns.
-        let mut removed = manager.receive_job_removed().await.map_err(|e| failed("JobRemoved", &e))?;
+        let mut removed = pump(manager.receive_job_removed().await.map_err(|e| failed("JobRemoved", &e))?);
         let mut open = HashMap::new();
         for unit in units {
             let job = match verb {
@@ -95,7 +96,7 @@ impl Bridge {
         let mut results = BTreeMap::new();
         let all = async {
             while !open.is_empty() {
-                let Some(signal) = removed.next().await else { break };
+                let Some(signal) = removed.recv().await else { break };
                 let Ok(args) = signal.args() else { continue };
                 if let Some(unit) = open.remove(&args.job) {
                     results.insert(unit, args.result.clone());
@@ -130,14 +131,14 @@ impl Bridge {
             .path(path.clone());
         let properties = builder.build().await.map_err(|e| failed(path.as_str(), &e))?;
         let mut changes =
-            properties.receive_properties_changed().await.map_err(|e| failed(path.as_str(), &e))?;
+            pump(properties.receive_properties_changed().await.map_err(|e| failed(path.as_str(), &e))?);
         let wait = async {
             loop {
                 if let Some(found) = condition().await? {
                     return Ok(found);
                 }
                 // systemd tells changes of state; what it does not tell (an exec, a MainPID on its own) is looked for every few milliseconds.
-                let _ = timeout(Duration::from_millis(5), changes.next()).await;
+                let _ = timeout(Duration::from_millis(5), changes.recv()).await;
             }
         };
         match timeout(patience, wait).await {
@@ -145,6 +146,27 @@ impl Bridge {
             Err(_) => Err(Error::Failed(format!("{what} did not happen within {patience:?}"))),
         }
     }
+}
+
+/// Takes signals off a stream as they come. A stream that nobody reads fills up and then holds all messages of the connection back, also
+/// the replies that its reader waits for.
+pub fn pump<S>(mut stream: S) -> mpsc::UnboundedReceiver<S::Item>
+where
+    S: Stream<Item: Send> + Unpin + Send + 'static,
+{
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = sender.closed() => return,
+                item = stream.next() => match item {
+                    Some(item) => drop(sender.send(item)),
+                    None => return,
+                },
+            }
+        }
+    });
+    receiver
 }
 
 /// An error of systemd, with what it is about.
