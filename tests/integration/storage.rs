@@ -65,7 +65,7 @@ fn a_file_outside_is_named(name: &str) {
     let found =
         problems.iter().find(|p| p["code"] == "unpaired-file").unwrap_or_else(|| panic!("not named: {said}"));
     assert_eq!(found["unit"], unit.as_str(), "{found}");
-    assert_eq!(found["object"], outside.as_str(), "{found}");
+    assert!(found["object"].as_str().is_some_and(|o| o.contains(&outside)), "{found}");
     assert!(found["remedy"].as_str().is_some_and(|r| !r.is_empty()), "{found}");
 }
 
