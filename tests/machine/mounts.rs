@@ -36,6 +36,21 @@ const DEVICES: [&str; 10] = [
     "fuse",
     "userfaultfd",
 ];
+/// What in /proc/sys belongs to the network, IPC, UTS or PID namespace.
+const OWN_SETTINGS: [&str; 12] = [
+    "net",
+    "fs/mqueue",
+    "kernel/hostname",
+    "kernel/ns_last_pid",
+    "kernel/shmmax",
+    "kernel/shmall",
+    "kernel/shmmni",
+    "kernel/msgmnb",
+    "kernel/sem",
+    "kernel/shm_next_id",
+    "kernel/sem_next_id",
+    "kernel/msg_next_id",
+];
 /// Units that would change the host or wait for hardware.
 const MASKED: [&str; 21] = [
     "systemd-sysctl.service",
@@ -87,9 +102,14 @@ pub(crate) fn build(args: &MachineArgs, disk: &Disk) -> Result<()> {
 pub(crate) fn finish() -> Result<()> {
     let secure = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount_at(None, "/proc", Some("proc"), secure, None)?;
-    // The settings there are the host's but for those of the network namespace.
+    // The settings there are the host's but for those of the machine's own namespaces.
     bind("/proc/sys", "/proc/sys")?;
-    bind("/proc/sys/net", "/proc/sys/net")?;
+    for own in OWN_SETTINGS {
+        let place = Path::new("/proc/sys").join(own);
+        if place.exists() {
+            bind(&place, &place)?;
+        }
+    }
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount_at(None, "/proc/sys", None, read_only | secure, None)?;
     if Path::new("/proc/sysrq-trigger").exists() {

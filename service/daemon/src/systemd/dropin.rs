@@ -122,6 +122,12 @@ pub fn write(dir: &Path, unit: &str, name: &str, text: &str) -> Result<bool, Err
         }
     }
     replace(&path, text.as_bytes())?;
+    // ckptd's umask keeps its store to root; of a unit file nobody but systemd would be told by that, with a warning.
+    for (place, mode) in [(path.parent().unwrap_or(dir), 0o755), (path.as_path(), 0o644)] {
+        let public = fs::Permissions::from_mode(mode);
+        fs::set_permissions(place, public)
+            .map_err(|e| Error::io(format!("publish {}", place.display()), e))?;
+    }
     Ok(true)
 }
 
