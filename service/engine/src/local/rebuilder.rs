@@ -4,12 +4,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use ckpt_image::Manifest;
+
 use crate::api::Stub;
 use crate::error::Error;
 use crate::rebuild::{Failure, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
-pub fn run(libdir: &Path, directory: &Path, stubs: &[Stub]) -> Result<Report, Error> {
+pub fn run(libdir: &Path, directory: &Path, manifest: &Manifest, stubs: &[Stub]) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
     let units = stubs
@@ -34,21 +36,22 @@ pub fn run(libdir: &Path, directory: &Path, stubs: &[Stub]) -> Result<Report, Er
         return Ok(report);
     }
     match serde_json::from_slice::<Failure>(&output.stdout) {
-        Ok(failure) => Err(error(failure, "", "")),
+        Ok(failure) => Err(error(failure, manifest)),
         Err(_) => {
             Err(Error::Failed(format!("ckpt-restore ended without an answer ({}): {said}", output.status)))
         }
     }
 }
 
-fn error(failure: Failure, group: &str, id: &str) -> Error {
+fn error(failure: Failure, manifest: &Manifest) -> Error {
+    let (group, id) = (&manifest.group, manifest.id.to_string());
     let text = failure.to_string();
     match failure.error.as_str() {
         "IncompatibleKernel" => Error::IncompatibleKernel(text),
         "FileMismatch" => Error::FileMismatch { path: failure.object, why: failure.text },
-        "Corrupt" => Error::Corrupt { path: id.into(), why: text },
+        "Corrupt" => Error::Corrupt { path: id, why: text },
         "Unsupported" => Error::Unsupported(text),
-        "NotRestorable" => Error::NotRestorable { group: group.into(), id: id.into(), why: text },
+        "NotRestorable" => Error::NotRestorable { group: group.clone(), id, why: text },
         _ => Error::Failed(text),
     }
 }

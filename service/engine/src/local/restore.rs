@@ -38,7 +38,7 @@ pub fn run(
     engine.units.stop(&all_units(engine, group, &units)?, true)?;
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
-    let rebuilt = match rebuild(engine, &directory, &units, &mut undo, job) {
+    let rebuilt = match rebuild(engine, &manifest, &units, &mut undo, job) {
         Ok(rebuilt) => rebuilt,
         Err(error) => return Err(give_up(engine, &units, undo, error)),
     };
@@ -73,7 +73,7 @@ fn all_units(engine: &LocalEngine, group: &Group, of_image: &[String]) -> Result
 
 fn rebuild(
     engine: &LocalEngine,
-    directory: &Path,
+    manifest: &Manifest,
     units: &[String],
     undo: &mut Undo,
     job: &dyn Job,
@@ -86,7 +86,8 @@ fn rebuild(
     job.stage(Stage::Rebuilding);
     // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
     undo.commit()?;
-    rebuilder::run(&engine.settings.libdir, directory, &stubs)
+    let directory = &engine.store.directory(&manifest.group, &manifest.id.to_string());
+    rebuilder::run(&engine.settings.libdir, directory, manifest, &stubs)
 }
 
 /// Leaves the group stopped with the old subvolumes in place.
