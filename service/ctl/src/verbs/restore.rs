@@ -1,6 +1,6 @@
 //! `restore NAME[@ID] [--lazy]`
 
-use ckpt_dbus::RestoreStats;
+use ckpt_dbus::{CheckpointRow, RestoreStats};
 
 use crate::bus::none;
 use crate::context::Context;
@@ -23,6 +23,9 @@ pub struct Args {
 
 pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let bus = context.bus().await?;
+    if args.which.id.starts_with("undo-") {
+        return Err(undo(&bus.checkpoint(&args.which.group, &args.which.id).await?));
+    }
     let mut options = none();
     options.insert("wait", "none".into());
     if args.lazy {
@@ -47,4 +50,18 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         text.push_str(&format!("  {}, Main PID {pid}\n", clean(unit)));
     }
     write_out(&text)
+}
+
+/// An undo snapshot has no memory that could be restored.
+fn undo(row: &CheckpointRow) -> Failure {
+    let places: Vec<_> = row.snapshots.iter().map(|(_, path)| path.as_str()).collect();
+    Failure::reply(
+        "org.ckpt.Error.NotRestorable",
+        &format!(
+            "{} of group {} is what a restore put aside: files without memory; take what you need from {}",
+            row.id,
+            row.group,
+            places.join(", ")
+        ),
+    )
 }

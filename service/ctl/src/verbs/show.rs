@@ -34,7 +34,29 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
 }
 
 fn text(row: &CheckpointRow) -> String {
-    let mut text = properties(&[
+    let mut text = if row.state == "undo" { undo(row) } else { checkpoint(row) };
+    for (unit, pid) in &row.units {
+        text.push_str(&format!("{:>13}: {}, Main PID {pid}\n", "Unit", clean(unit)));
+    }
+    for (subvolume, path) in &row.snapshots {
+        text.push_str(&format!("{:>13}: {} in {}\n", "Snapshot", clean(subvolume), clean(path)));
+    }
+    text
+}
+
+/// What a restore put aside has no memory.
+fn undo(row: &CheckpointRow) -> String {
+    properties(&[
+        ("Undo snapshot", row.id.clone()),
+        ("Group", row.group.clone()),
+        ("Created", local_text(&row.created)),
+        ("State", row.state.clone()),
+        ("Description", row.description.clone()),
+    ])
+}
+
+fn checkpoint(row: &CheckpointRow) -> String {
+    properties(&[
         ("Checkpoint", row.id.clone()),
         ("Group", row.group.clone()),
         ("Created", local_text(&row.created)),
@@ -48,12 +70,5 @@ fn text(row: &CheckpointRow) -> String {
         ("Tracker", row.tracker.clone()),
         ("Description", row.description.clone()),
         ("Tags", row.tags.join(" ")),
-    ]);
-    for (unit, pid) in &row.units {
-        text.push_str(&format!("{:>13}: {}, Main PID {pid}\n", "Unit", clean(unit)));
-    }
-    for (subvolume, path) in &row.snapshots {
-        text.push_str(&format!("{:>13}: {} in {}\n", "Snapshot", clean(subvolume), clean(path)));
-    }
-    text
+    ])
 }

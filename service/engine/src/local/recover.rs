@@ -10,7 +10,8 @@ pub fn run(engine: &LocalEngine, groups: &[Group]) -> Result<Vec<Event>, Error> 
     let mount = ckpt_sys::cgroup::mount_point().map_err(|e| Error::Failed(with_sources(&e)))?;
     let mut events = frozen::thaw_recorded(&engine.settings.run, &mount)?;
     let place = engine.place()?;
-    let mut names: Vec<_> = groups.iter().map(|g| g.name.clone()).chain(engine.store.groups()?).collect();
+    let stored = engine.store.groups()?;
+    let mut names: Vec<_> = groups.iter().map(|g| g.name.clone()).chain(stored.iter().cloned()).collect();
     names.sort();
     names.dedup();
     for name in names {
@@ -23,6 +24,11 @@ pub fn run(engine: &LocalEngine, groups: &[Group]) -> Result<Vec<Event>, Error> 
         for mut undo in storage::interrupted(&place, &name, &subvolumes)? {
             undo.revert()?;
             events.push(Event::LeftoverRemoved { path: undo.id().into() });
+        }
+        if !stored.contains(&name) {
+            // A group that has snapshots has a directory in the store. Where there is none, another store is in its place (not mounted,
+            // another setting), and the snapshots of the right one are not ours to remove.
+            continue;
         }
         let ids = engine.store.ids(&name)?;
         let removed = storage::remove_orphans(&place, &name, &subvolumes, &|id| ids.iter().any(|i| i == id))?;
