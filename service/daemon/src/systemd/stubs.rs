@@ -22,6 +22,7 @@ impl Systemd {
         let _writing = self.lock_writing();
         let mut changed = false;
         for unit in units {
+            self.bridge.run(self.refuse_unknown(unit))?;
             let lines = self.bridge.run(self.sandbox_lines(unit))?;
             self.lock_held().insert(unit.clone(), this_job());
             changed |= dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
@@ -43,6 +44,17 @@ impl Systemd {
         match changed {
             true => self.bridge.run(self.bridge.reload()),
             false => Ok(()),
+        }
+    }
+
+    /// Before anything is stopped: a unit that systemd does not know cannot be started again.
+    async fn refuse_unknown(&self, unit: &str) -> Result<(), Error> {
+        let path = self.bridge.load(unit).await?;
+        match self.bridge.unit(&path).await?.load_state().await.map_err(|e| failed(unit, &e))?.as_str() {
+            "loaded" => Ok(()),
+            state => Err(Error::Failed(format!(
+                "systemd cannot load {unit} ({state}): a unit made by systemd-run(1) is gone once it was stopped; give it a unit file"
+            ))),
         }
     }
 

@@ -55,7 +55,8 @@ impl Systemd {
         loop {
             look.notified().await;
             while timeout(QUIET, look.notified()).await.is_ok() {}
-            if service.slices().is_empty() {
+            // While a group is stopped or restored systemd has other work; taking its drop-ins away ends in a reload, which comes here.
+            if service.slices().is_empty() || !self.lock_held().is_empty() {
                 continue;
             }
             let (systemd, service) = (Arc::clone(&self), Arc::clone(&service));
