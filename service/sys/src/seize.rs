@@ -18,7 +18,7 @@ use crate::cgroup::{Cgroup, Frozen, Member};
 use crate::error::{Error, Result, Subject};
 use crate::ptrace::Options;
 use crate::task;
-use crate::thread::{Deadline, Running, Stop, Stopped, Waited};
+use crate::thread::{Care, Deadline, Running, Stop, Stopped, Waited};
 
 /// A process all of whose threads are stopped.
 #[derive(Debug)]
@@ -132,10 +132,25 @@ fn seize_thread(pid: Pid, tid: Pid) -> Result<Seize> {
     match task::status(tid) {
         Err(Error::Gone(_)) => Ok(Seize::Ended),
         Ok(status) if matches!(status.state, 'Z' | 'X') => Ok(Seize::Ended),
+        // A former attempt of ours gave up on it: a thread in vfork(2) could not stop then, nor be detached.
+        Ok(status) if status.tracer == nix::unistd::gettid().as_raw() => adopt(tid),
         Ok(status) if status.tracer != 0 => {
             Err(Error::AlreadyTraced { pid, tracer: Pid::from_raw(status.tracer) })
         }
         _ => Err(error),
+    }
+}
+
+/// Takes over a thread that this thread traces already.
+fn adopt(tid: Pid) -> Result<Seize> {
+    let running = Running::adopt(tid, Care::Release);
+    match running.interrupt() {
+        Ok(()) => Ok(Seize::Traced(running)),
+        Err(e) if e.errno() == Some(Errno::ESRCH) => {
+            std::mem::forget(running);
+            Ok(Seize::Ended)
+        }
+        Err(e) => Err(e),
     }
 }
 
