@@ -30,9 +30,14 @@ fn kernel() -> Finding {
         );
     }
     match version(&release) {
-        // clone3(2) with set_tid and CLONE_INTO_CGROUP, pidfd_getfd(2), close_range(2), cgroup.kill: all there by 5.14.
-        Some(v) if v >= (5, 14) => Finding::ok("kernel", release),
-        _ => Finding::error("kernel", release, "5.14 or newer is needed"),
+        // PAGEMAP_SCAN tells which pages are a process's own. The other calls that nothing works without are older: clone3(2) with
+        // set_tid and CLONE_INTO_CGROUP, pidfd_getfd(2), close_range(2), cgroup.kill were there by 5.14.
+        Some(v) if v >= (6, 7) => Finding::ok("kernel", release),
+        _ => Finding::error(
+            "kernel",
+            release,
+            "6.7 or newer is needed (on Debian 12: linux-image-amd64 of bookworm-backports)",
+        ),
     }
 }
 
