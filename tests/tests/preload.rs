@@ -129,7 +129,7 @@ fn the_library_follows_into_every_child() {
     let text = String::from_utf8(output.stdout).unwrap();
     let lost: Vec<_> = text.lines().filter(|line| !line.ends_with(" yes")).collect();
     assert!(lost.is_empty(), "{lost:?}");
-    assert_eq!(text.lines().count(), 5 * 15 + 2);
+    assert_eq!(text.lines().count(), 5 * 17 + 2);
 }
 
 #[test]
@@ -179,6 +179,8 @@ fn programs_do_the_same_with_it() {
     let dir = scratch("dir");
     let place = dir.to_str().unwrap();
     let setup = format!("rm -rf {place}; mkdir -p {place}; cd {place}");
+    let printers = [&["-O2", "-D_FORTIFY_SOURCE=2"][..], &[]]
+        .map(|flags| format!("{} p; echo $?; md5sum p", victim("printer", flags).display()));
     for (program, script) in [
         (
             "sh",
@@ -208,6 +210,8 @@ fn programs_do_the_same_with_it() {
             "cc",
             "printf '#include <stdio.h>\\nint main(){printf(\"%%d %%.3f\\\\n\",1,2.5);return 4;}' > a.c; cc -O2 a.c -o a; ./a; echo $?",
         ),
+        ("fortified printer", printers[0].as_str()),
+        ("printer", &printers[1]),
         (
             "dd",
             "dd if=/dev/zero of=z bs=64k count=20 conv=fsync,notrunc status=none; truncate -s 100 z; stat -c %s z; cp --reflink=auto z y; cmp z y && mv y x && ls",

@@ -98,3 +98,25 @@ macro_rules! mappings {
 
 // MAP_SHARED_VALIDATE has MAP_SHARED's bit, as MAP_PRIVATE (2) has not.
 mappings! { mmap mmap64 }
+
+macro_rules! asynchronous {
+    ($($name:ident($($arg:ident: $type:ty),*);)*) => { $(
+        hook_with! {
+            $name($($arg: $type),*) -> c_int,
+            |real| {
+                crate::gate::pass();
+                real()
+            }
+        }
+    )* };
+}
+
+// These only hand an operation over to threads of libc's, which no hook sees.
+asynchronous! {
+    aio_write(block: *mut c_void);
+    aio_write64(block: *mut c_void);
+    aio_fsync(operation: c_int, block: *mut c_void);
+    aio_fsync64(operation: c_int, block: *mut c_void);
+    lio_listio(mode: c_int, list: *const *mut c_void, count: c_int, event: *mut c_void);
+    lio_listio64(mode: c_int, list: *const *mut c_void, count: c_int, event: *mut c_void);
+}

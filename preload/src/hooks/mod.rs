@@ -63,10 +63,20 @@ macro_rules! hook_other {
 
 /// The call while dlsym is not ready: the system call itself, or ENOSYS where there is none of the same arguments.
 macro_rules! early {
-    ([$number:ident] $result:ty $(, $arg:ident)*) => {
-        // SAFETY: the arguments are the system call's own.
-        unsafe { libc::syscall(libc::$number $(, $arg)*) as $result }
-    };
+    ([$number:ident] $result:ty $(, $arg:ident)*) => {{
+        let mut arguments = [0usize; 6];
+        for (to, from) in arguments.iter_mut().zip([$($arg as usize),*]) {
+            *to = from;
+        }
+        // SAFETY: the arguments are the system call's own; errno belongs to the calling thread.
+        unsafe {
+            let result = $crate::kernel::call(libc::$number, arguments);
+            if result < 0 {
+                *libc::__errno_location() = -result as i32;
+            }
+            (if result < 0 { -1 } else { result }) as $result
+        }
+    }};
     ([] $result:ty $(, $arg:ident)*) => {{
         $(let _ = $arg;)*
         // SAFETY: errno belongs to the calling thread; all ones are -1 in each result type.

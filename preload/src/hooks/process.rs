@@ -66,7 +66,7 @@ pub unsafe extern "C" fn vfork() -> c_int {
         before = sym before_vfork,
         parent = sym parent_of_vfork,
         child = sym child_of_vfork,
-        failed = sym vfork_failed,
+        failed = sym set_errno,
         number = const libc::SYS_vfork,
     )
 }
@@ -107,7 +107,7 @@ extern "C" fn parent_of_vfork() {
     }
 }
 
-extern "C" fn vfork_failed(errno: c_int) -> c_int {
+extern "C" fn set_errno(errno: c_int) -> c_int {
     // SAFETY: errno belongs to the calling thread.
     unsafe { *libc::__errno_location() = errno };
     -1
@@ -252,4 +252,61 @@ unsafe extern "C" fn execve_behind_arguments(path: *const c_char, arguments: Str
         }
         execve(path, arguments, *arguments.add(at + 1).cast::<Strings>())
     }
+}
+
+/// Stands before libc's syscall, which is done here as libc does it, but for the ways to a new program: those take
+/// their hooks.
+///
+/// # Safety
+/// As for libc's.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syscall() -> isize {
+    naked_asm!(
+        "cmp rdi, {execve_number}",
+        "je 2f",
+        "cmp rdi, {execveat_number}",
+        "je 3f",
+        "mov rax, rdi",
+        "mov rdi, rsi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "mov r10, r8",
+        "mov r8, r9",
+        "mov r9, [rsp + 8]",
+        "syscall",
+        "cmp rax, -4095",
+        "jae 4f",
+        "ret",
+        "2: mov rdi, rsi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "sub rsp, 8",
+        "call {execve}",
+        "add rsp, 8",
+        "cdqe",
+        "ret",
+        "3: mov rdi, rsi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "mov rcx, r8",
+        "mov r8, r9",
+        "sub rsp, 8",
+        "call {execveat}",
+        "add rsp, 8",
+        "cdqe",
+        "ret",
+        "4: neg eax",
+        "mov edi, eax",
+        "sub rsp, 8",
+        "call {failed}",
+        "add rsp, 8",
+        "cdqe",
+        "ret",
+        execve = sym execve,
+        execveat = sym execveat,
+        failed = sym set_errno,
+        execve_number = const libc::SYS_execve,
+        execveat_number = const libc::SYS_execveat,
+    )
 }

@@ -1,8 +1,8 @@
 //! stdio: libc makes its system calls inside itself, so each call that can end in one stands here.
 //!
 //! A call that finds room in the stream's buffer, or enough read ahead, makes no system call and goes straight
-//! through. What is left out (wide formatted output, scanf, error(3), perror(3), syslog(3), the flush at exit) is
-//! neither told nor gated; a checkpoint is right without that.
+//! through. What is left out (scanf, error(3), err(3), syslog(3), the flush at exit) is neither told nor gated; a
+//! checkpoint is right without that.
 use crate::gate::{gated, pass};
 use ckpt_wire::OpCode;
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
@@ -117,6 +117,11 @@ streams! {
     fputwc(character: c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
     putwc(character: c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
     fputws(text: *const c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
+    fputwc_unlocked(character: c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
+    putwc_unlocked(character: c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
+    putwchar(character: c_int) -> c_int = writing(standard_output(), UNKNOWN);
+    putwchar_unlocked(character: c_int) -> c_int = writing(standard_output(), UNKNOWN);
+    fputws_unlocked(text: *const c_int, stream: File) -> c_int = writing(stream, UNKNOWN);
     __overflow(stream: File, byte: c_int) -> c_int = writing(stream, UNKNOWN);
 
     vfprintf(stream: File, format: *const c_char, list: *mut c_void) -> c_int = writing(stream, UNKNOWN);
@@ -124,6 +129,13 @@ streams! {
     __vfprintf_chk(stream: File, flag: c_int, format: *const c_char, list: *mut c_void) -> c_int
         = writing(stream, UNKNOWN);
     __vprintf_chk(flag: c_int, format: *const c_char, list: *mut c_void) -> c_int
+        = writing(standard_output(), UNKNOWN);
+
+    vfwprintf(stream: File, format: *const c_int, list: *mut c_void) -> c_int = writing(stream, UNKNOWN);
+    vwprintf(format: *const c_int, list: *mut c_void) -> c_int = writing(standard_output(), UNKNOWN);
+    __vfwprintf_chk(stream: File, flag: c_int, format: *const c_int, list: *mut c_void) -> c_int
+        = writing(stream, UNKNOWN);
+    __vwprintf_chk(flag: c_int, format: *const c_int, list: *mut c_void) -> c_int
         = writing(standard_output(), UNKNOWN);
 
     // Moving the position writes what is buffered.
@@ -187,6 +199,8 @@ hooks! {
     freopen64(path: *const c_char, mode: *const c_char, stream: File) -> File = StdioOpen(-1, -1, 0);
     tmpfile() -> File = StdioOpen(-1, -1, 0);
     tmpfile64() -> File = StdioOpen(-1, -1, 0);
+    fcloseall() -> c_int = Sync(-1, -1, 0);
+    perror(text: *const c_char) -> () = Write(2, -1, 0);
     vdprintf(fd: c_int, format: *const c_char, list: *mut c_void) -> c_int = Write(fd, -1, 0);
     __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, list: *mut c_void) -> c_int = Write(fd, -1, 0);
 }
@@ -258,4 +272,8 @@ variadic! {
     __printf_chk => __vprintf_chk, 2, "rdx";
     __fprintf_chk => __vfprintf_chk, 3, "rcx";
     __dprintf_chk => __vdprintf_chk, 3, "rcx";
+    wprintf => vwprintf, 1, "rsi";
+    fwprintf => vfwprintf, 2, "rdx";
+    __wprintf_chk => __vwprintf_chk, 2, "rdx";
+    __fwprintf_chk => __vfwprintf_chk, 3, "rcx";
 }

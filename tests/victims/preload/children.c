@@ -67,6 +67,10 @@ static void all(const char *which, char **environment)
 	IN(fork, name, fexecve(open(self, O_RDONLY | O_CLOEXEC), arguments, environment));
 	NAME("fork-execveat");
 	IN(fork, name, execveat(AT_FDCWD, self, arguments, environment, 0));
+	NAME("fork-syscall-execve");
+	IN(fork, name, syscall(SYS_execve, self, arguments, environment));
+	NAME("fork-syscall-execveat");
+	IN(fork, name, syscall(SYS_execveat, AT_FDCWD, self, arguments, environment, 0));
 	NAME("posix_spawn");
 	if (posix_spawn(&pid, self, NULL, NULL, arguments, environment) || waitpid(pid, NULL, 0) != pid)
 		printf("%s failed\n", name);
