@@ -83,7 +83,7 @@ fn watchdog(unit: &Unit, max_freeze: Duration) -> Option<Problem> {
 }
 
 fn without_gate(member: &Member, units: &[Unit]) -> Option<Problem> {
-    if !matches!(Gate::find(member.pid), Ok(None)) {
+    if !matches!(Gate::find(member.pid), Ok(None)) || is_young(member.pid) {
         return None;
     }
     let unit = &units[member.unit.index()];
@@ -104,6 +104,14 @@ fn without_gate(member: &Member, units: &[Unit]) -> Option<Problem> {
         text: text.into(),
         remedy: remedy.into(),
     })
+}
+
+/// Whether a process executed its program so lately that the library may not have come up in it yet.
+fn is_young(pid: i32) -> bool {
+    const COMING_UP: Duration = Duration::from_secs(1);
+    let changed =
+        std::fs::metadata(format!("/proc/{pid}/exe")).and_then(|_| std::fs::metadata(format!("/proc/{pid}")));
+    changed.and_then(|m| m.modified()).is_ok_and(|at| at.elapsed().is_ok_and(|age| age < COMING_UP))
 }
 
 /// The program a process runs, for people.
