@@ -99,6 +99,18 @@ async fn a_group_does_one_thing_at_a_time_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_unit_is_in_one_job_at_a_time() {
+    let world = World::with_web().await;
+    world.host.has("a.service");
+    world.host.has("b.service");
+    world.engine.hold(Hold::Barrier);
+    world.manager.checkpoint("a", &with("wait", "none")).await.unwrap();
+    assert_eq!(error_name(world.manager.checkpoint("web", &none()).await), "org.ckpt.Error.GroupBusy");
+    world.manager.checkpoint("b", &with("wait", "none")).await.unwrap();
+    world.engine.hold(Hold::Nowhere);
+}
+
+#[tokio::test]
 async fn wait_captured_returns_when_the_group_runs_again() {
     let world = World::with_web().await;
     let mut prepare = world.manager.receive_prepare_for_checkpoint().await.unwrap();

@@ -37,7 +37,7 @@ fn document(interfaces: &[&str]) -> String {
             "org.ckpt.Checkpoint1" => body(&CheckpointObject::new(Arc::clone(&service), nothing())),
             _ => {
                 let work = Work::Delete(Vec::new());
-                let (job, _) = Job::new(0, String::new(), work);
+                let (job, _) = Job::new(0, String::new(), work, Vec::new());
                 body(&JobObject::new(Arc::clone(&service), job))
             }
         };

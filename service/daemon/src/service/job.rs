@@ -116,6 +116,8 @@ pub struct Job {
     pub group: String,
     /// What it does.
     pub work: Work,
+    /// The units that it concerns: no other job touches them meanwhile.
+    pub units: Vec<String>,
     canceled: AtomicBool,
     view: Mutex<View>,
     reports: mpsc::UnboundedSender<Report>,
@@ -127,13 +129,19 @@ pub struct Job {
 
 impl Job {
     /// A job that is about to run, and the end at which its reports come out.
-    pub fn new(number: u32, group: String, work: Work) -> (Arc<Self>, mpsc::UnboundedReceiver<Report>) {
+    pub fn new(
+        number: u32,
+        group: String,
+        work: Work,
+        units: Vec<String>,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Report>) {
         let (reports, receiver) = mpsc::unbounded_channel();
         let view = View { state: "running", stage: Stage::Queued, done: 0, total: 0 };
         let job = Self {
             number,
             group,
             work,
+            units,
             canceled: AtomicBool::new(false),
             view: Mutex::new(view),
             reports,

@@ -45,7 +45,8 @@ impl Service {
     }
 
     async fn start(self: &Arc<Self>, group: Group, work: Work) -> Result<Arc<Job>, BusError> {
-        let (job, reports) = self.reserve(&group, work)?;
+        let units = self.units_of(&group, &work).await?;
+        let (job, reports) = self.reserve(&group, work, units)?;
         if let Err(error) = self.publish_new(&job).await {
             self.release(&job);
             return Err(error.into());
@@ -65,11 +66,39 @@ impl Service {
         Ok(job)
     }
 
+    /// The units that a job freezes or stops: a service taken as a group of one may be in a registered group, too.
+    async fn units_of(self: &Arc<Self>, group: &Group, work: &Work) -> Result<Vec<String>, Error> {
+        if !matches!(work, Work::Checkpoint(_) | Work::Restore(_)) {
+            return Ok(Vec::new());
+        }
+        let asked = group.clone();
+        // What stands against asking systemd, the engine tells in its own words.
+        let running = self.blocking(move |service| service.host.units(&asked)).await?.unwrap_or_default();
+        Ok(running.into_iter().map(|u| u.name).chain(group.config.units.iter().cloned()).collect())
+    }
+
     /// Takes the group for a job, or says that it is busy.
-    fn reserve(&self, group: &Group, work: Work) -> Result<(Arc<Job>, UnboundedReceiver<Report>), Error> {
+    fn reserve(
+        &self,
+        group: &Group,
+        work: Work,
+        units: Vec<String>,
+    ) -> Result<(Arc<Job>, UnboundedReceiver<Report>), Error> {
         let mut state = self.state();
         if state.stopping {
             return Err(Error::Failed("ckptd is stopping; try again when it runs".into()));
+        }
+        let busy = state.groups.values().filter_map(|known| known.busy.as_ref());
+        if let Some(other) = busy.clone().find(|j| j.units.iter().any(|u| units.contains(u)))
+            && other.group != group.name
+        {
+            let doing = format!(
+                "job {} is {} {} that has units of it",
+                other.number,
+                other.work.group_state(),
+                other.group
+            );
+            return Err(Error::GroupBusy { group: group.name.clone(), doing });
         }
         let known = state.groups.entry(group.name.clone()).or_default();
         if let Some(other) = &known.busy {
@@ -80,7 +109,7 @@ impl Service {
             known.config = group.config.clone();
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (job, reports) = Job::new(number, group.name.clone(), work);
+        let (job, reports) = Job::new(number, group.name.clone(), work, units);
         known.busy = Some(Arc::clone(&job));
         Ok((job, reports))
     }
