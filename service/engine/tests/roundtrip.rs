@@ -23,7 +23,7 @@ use ckpt_sys::thread::Deadline;
 type Outcome = Result<(), String>;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
-const VICTIMS: [&str; 11] = [
+const VICTIMS: [&str; 12] = [
     "registers",
     "memory",
     "identity",
@@ -35,6 +35,7 @@ const VICTIMS: [&str; 11] = [
     "files",
     "sockets",
     "counter",
+    "replaced",
 ];
 
 /// Programs that everybody has; each counts and says its count when asked.

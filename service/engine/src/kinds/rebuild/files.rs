@@ -70,6 +70,10 @@ impl OpenFiles {
             FileSource::Memory | FileSource::Unlinked => {
                 if !self.made.contains_key(&file) {
                     let made = make(record, file, host)?;
+                    // Not open for writing from here on: it may be an executable (ETXTBSY).
+                    let made = self
+                        .reopen(made.as_fd(), libc::O_PATH)
+                        .map_err(Error::call("open(/proc/self/fd)", record.path.display()))?;
                     let made = descriptor::duplicate_above(made.as_fd(), self.floor)
                         .map_err(Error::call("dup", record.path.display()))?;
                     self.made.insert(file, made);
