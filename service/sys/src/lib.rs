@@ -27,6 +27,7 @@ pub mod restart;
 pub mod runner;
 pub mod seccomp;
 pub mod seize;
+pub mod semaphores;
 pub mod shared;
 pub mod sysctl;
 pub mod task;

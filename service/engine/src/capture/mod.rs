@@ -14,6 +14,7 @@ pub mod process;
 pub mod questions;
 pub mod session;
 pub mod sharing;
+pub mod sysv;
 pub mod text;
 pub mod thread;
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitRecord};
+use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, SysvRecord, UnitRecord};
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
 use ckpt_sys::thread::Deadline;
 
@@ -17,6 +17,7 @@ use super::ephemeral;
 use super::family::namespaces;
 use super::members::{self, Members};
 use super::memory::{self, Copied, Everything, Plan};
+use super::sysv;
 use super::{Files, Objects};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::error::{Error, with_sources};
@@ -123,6 +124,9 @@ impl Capture {
             .iter()
             .find_map(|p| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate)))
             .unwrap_or(0);
+        let living: Vec<_> =
+            people.processes.iter().filter(|p| p.body.is_some()).map(|p| (p.unit, p.pid.0)).collect();
+        let sysv = SysvRecord { semaphores: sysv::semaphores(&living)? };
         let image = GroupImage {
             units: self.units,
             processes: people.processes,
@@ -135,9 +139,9 @@ impl Capture {
             files: self.files.into_records(),
             objects: self.objects.into_records(),
             seccomp_filters: people.seccomp_filters,
+            sysv,
             clocks,
             kernel,
-            ..GroupImage::default()
         };
         Ok(Captured { image, copied })
     }

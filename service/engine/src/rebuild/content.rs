@@ -1,4 +1,4 @@
-//! What members share and the image holds: shared memory objects and gates. Made and filled here, before the members are cloned, so
+//! What members share and the image holds: shared memory objects, gates, System V semaphores. Made and filled here, before the members are cloned, so
 //! that all of them inherit one description. Files whose content the image holds are made where descriptions are.
 
 use std::collections::BTreeMap;
@@ -7,8 +7,11 @@ use std::fs::{File, Permissions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 
-use ckpt_image::records::{GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, UnitIndex};
+use ckpt_image::records::{
+    GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, SemaphoreSetRecord, UnitIndex,
+};
 use ckpt_image::{Container, PAGE_SIZE, PageReader, Place};
+use ckpt_sys::semaphores::SemaphoreSet;
 use ckpt_sys::shared::{Segment, anonymous};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -48,6 +51,10 @@ impl Contents {
             if let MappingKind::Gate { content } = &mapping.kind {
                 contents.gates.insert((space, mapping.start), gate(content, mapping.end - mapping.start)?);
             }
+        }
+        for record in &image.sysv.semaphores {
+            within(record.unit, &mut || Ok(semaphores(record).restore().map(|()| None)?))
+                .map_err(|e| e.of_object(format!("System V semaphores {}", record.semid)))?;
         }
         Ok(contents)
     }
@@ -127,6 +134,11 @@ fn segment(record: &ObjectRecord) -> Option<Segment> {
         }
         _ => None,
     }
+}
+
+fn semaphores(record: &SemaphoreSetRecord) -> SemaphoreSet {
+    let SemaphoreSetRecord { semid, key, mode, owner, ref values, .. } = *record;
+    SemaphoreSet { semid, key, mode, owner, values: values.clone(), pids: Vec::new() }
 }
 
 fn memfd(name: &[u8]) -> Result<File, Failure> {
