@@ -86,6 +86,19 @@ pub struct Live {
     status: Status,
     filters: Vec<Vec<u8>>,
     runner: Option<Runner>,
+    booting: Option<Boot>,
+    /// Threads in a batch, with the signal that is the sign of each.
+    batches: Vec<(usize, i32)>,
+    /// The area is new: the first batch marks it.
+    unmarked: bool,
+}
+
+/// The first thread maps the pages for the slots.
+#[derive(Debug)]
+struct Boot {
+    place: Place,
+    threads: u64,
+    signal: i32,
 }
 
 /// The runner's place in the process.
@@ -128,7 +141,16 @@ impl Live {
             };
             threads.push(Held::new(thread)?);
         }
-        Ok(Self { pid, threads, status, filters: Vec::new(), runner: None })
+        Ok(Self {
+            pid,
+            threads,
+            status,
+            filters: Vec::new(),
+            runner: None,
+            booting: None,
+            batches: Vec::new(),
+            unmarked: false,
+        })
     }
 
     /// The process.
@@ -201,6 +223,12 @@ impl Live {
 
     /// Makes the process able to run batches, in every thread. Errors: [`Error::NoRunner`].
     pub fn prepare(&mut self, deadline: Deadline) -> Result<()> {
+        self.begin_prepare()?;
+        self.end_prepare(deadline)
+    }
+
+    /// The first half of [`Live::prepare`], which waits for nothing: many processes begin, then each ends.
+    pub fn begin_prepare(&mut self) -> Result<()> {
         let no = |why| Error::NoRunner { pid: self.pid, why };
         if self.threads.iter().any(|held| held.at_stop.cs != 0x33) {
             return Err(no("it runs 32-bit code"));
@@ -216,20 +244,37 @@ impl Live {
         }
         let place = Place::find(self.pid)?;
         let wanted = self.threads.len() as u64;
-        let header = match place.installed()? {
-            Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => header,
-            Some(header) => Header { area: (0, 0), busy: header.busy, ..header },
-            None => {
-                place.install()?;
-                Header::default()
+        match place.installed()? {
+            Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => {
+                return self.take_area(place, header);
             }
-        };
-        let fresh = header.area.1 == 0;
-        let header = if fresh { self.boot(&place, wanted, deadline)? } else { header };
+            Some(_) => {}
+            None => place.install()?,
+        }
+        self.boot(place, wanted)
+    }
+
+    /// The second half of [`Live::prepare`].
+    pub fn end_prepare(&mut self, deadline: Deadline) -> Result<()> {
+        let Some(Boot { place, threads, signal }) = self.booting.take() else { return Ok(()) };
+        let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
+        let sign_at = place.code().start.add(runner::offsets().boot_sign);
+        let area = held.collect(signal, sign_at, deadline)?.rbp;
+        if (-4095..0).contains(&(area as i64)) {
+            return Err(Error::NoRunner { pid: self.pid, why: "mmap fails in it" });
+        }
+        let len = area_len(threads);
+        remote::write(self.pid, VirtAddr(area), &area_head(len))?;
+        self.unmarked = true;
+        self.take_area(place, Header { area: (area, len), threads, busy: false })
+    }
+
+    /// From here on the slots are ours.
+    fn take_area(&mut self, place: Place, header: Header) -> Result<()> {
         let header = Header { busy: true, ..header };
         place.set(header)?;
         self.runner = Some(Runner { place, header });
-        if fresh { self.mark_area(deadline) } else { Ok(()) }
+        Ok(())
     }
 
     /// Whether the filters let pass what the runner does besides the batch.
@@ -253,15 +298,13 @@ impl Live {
         header.area.1 == len && is_area(self.pid, AddrRange::new(VirtAddr(header.area.0), len))
     }
 
-    /// Maps pages for the slots by one call from the first thread.
-    fn boot(&mut self, place: &Place, threads: u64, deadline: Deadline) -> Result<Header> {
+    /// Sends the first thread to map pages for the slots, by one call.
+    fn boot(&mut self, place: Place, threads: u64) -> Result<()> {
         let threads = threads.next_power_of_two();
-        let len = area_len(threads);
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-        let args = [0, len, (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
-        let no = |why| Error::NoRunner { pid: self.pid, why };
+        let args = [0, area_len(threads), (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
         if !self.allows(libc::SYS_mmap, &args) {
-            return Err(no("its seccomp filter does not allow mmap"));
+            return Err(Error::NoRunner { pid: self.pid, why: "its seccomp filter does not allow mmap" });
         }
         let code = place.code().start;
         let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
@@ -278,54 +321,59 @@ impl Live {
         (regs.rdi, regs.rsi, regs.rdx) = (args[0], args[1], args[2]);
         (regs.r10, regs.r8, regs.r9) = (args[3], args[4], args[5]);
         held.launch(&regs, signal)?;
-        let end = held.collect(signal, code.add(runner::offsets().boot_sign), deadline)?;
-        if (-4095..0).contains(&(end.rbp as i64)) {
-            return Err(no("mmap fails in it"));
-        }
-        Ok(Header { area: (end.rbp, len), threads, busy: true })
+        self.booting = Some(Boot { place, threads, signal });
+        Ok(())
     }
 
-    /// Marks the area as ours, and keeps it out of core files, forks and its neighbours.
-    fn mark_area(&mut self, deadline: Deadline) -> Result<()> {
-        let Some(area) = self.area() else { return Ok(()) };
-        remote::write(self.pid, area.start, &area_head(area.len()))?;
-        let mut batch = self.batch(0)?;
-        for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
-            let args = [area.start.0, area.len(), advice as u64, 0, 0, 0];
-            if self.allows(libc::SYS_madvise, &args) {
-                batch.push(libc::SYS_madvise, args);
+    /// An empty batch for a thread, by its place. The first thread's is the larger. (The very first one is not quite empty: it keeps the
+    /// slots out of core files, forks and their neighbours.)
+    pub fn batch(&mut self, thread: usize) -> Result<Batch> {
+        let area = self.area().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
+        let mut batch = Batch::new(slot(area.start, thread as u64));
+        if thread == 0 && std::mem::take(&mut self.unmarked) {
+            for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
+                let args = [area.start.0, area.len(), advice as u64, 0, 0, 0];
+                if self.allows(libc::SYS_madvise, &args) {
+                    batch.push(libc::SYS_madvise, args);
+                }
             }
         }
-        self.run(&[(0, &batch)], deadline).map(drop)
-    }
-
-    /// An empty batch for a thread, by its place. The first thread's is the larger.
-    pub fn batch(&self, thread: usize) -> Result<Batch> {
-        let area = self.area().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
-        Ok(Batch::new(slot(area.start, thread as u64)))
+        Ok(batch)
     }
 
     /// Runs batches, each in its thread, side by side; the outcomes come in the same order.
     pub fn run(&mut self, batches: &[(usize, &Batch)], deadline: Deadline) -> Result<Vec<Outcome>> {
+        self.begin_run(batches)?;
+        self.end_run(batches, deadline)
+    }
+
+    /// The first half of [`Live::run`], which waits for nothing.
+    pub fn begin_run(&mut self, batches: &[(usize, &Batch)]) -> Result<()> {
         let runner =
             self.runner.as_ref().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
         let code = runner.place.code().start;
-        let mut signals = Vec::with_capacity(batches.len());
         for (thread, batch) in batches {
             let held = self.threads.get_mut(*thread).ok_or(Error::Gone(self.pid))?;
             let signal = held.sign(&self.status)?;
-            signals.push(signal);
             held.leave_critical_section();
             let back = restart::without_kernel(&held.registers);
             remote::write(self.pid, batch.slot().base, &batch.encode_live(signal, held.mask, &back)?)?;
             let mut regs = held.registers;
             runner::set_entry(&mut regs, code, batch.slot());
             held.launch(&regs, signal)?;
+            self.batches.push((*thread, signal));
         }
-        let sign_at = code.add(runner::offsets().sign);
+        Ok(())
+    }
+
+    /// The second half of [`Live::run`], with the same batches.
+    pub fn end_run(&mut self, batches: &[(usize, &Batch)], deadline: Deadline) -> Result<Vec<Outcome>> {
+        let Some(runner) = &self.runner else { return Ok(Vec::new()) };
+        let sign_at = runner.place.code().start.add(runner::offsets().sign);
+        let running = std::mem::take(&mut self.batches);
         let mut outcomes = Vec::with_capacity(batches.len());
-        for ((thread, batch), signal) in batches.iter().zip(signals) {
-            self.threads[*thread].collect(signal, sign_at, deadline)?;
+        for ((thread, signal), (_, batch)) in running.into_iter().zip(batches) {
+            self.threads[thread].collect(signal, sign_at, deadline)?;
             outcomes.push(read_outcome(self.pid, batch)?);
         }
         Ok(outcomes)

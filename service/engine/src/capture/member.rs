@@ -19,8 +19,9 @@ use super::files::{Files as FileRegistry, Seen};
 use super::filters::Filters;
 use super::members::Shares;
 use super::process::{self, Asked};
+use super::questions::Conversation;
 use super::text::{self, Status};
-use super::{questions, sharing, thread};
+use super::{sharing, thread};
 use crate::api::{Problem, Severity};
 
 /// A process of the group, held.
@@ -61,6 +62,15 @@ pub(super) fn refusal(
     }
 }
 
+/// What a member is being asked.
+pub(super) struct Inquiry {
+    asked: Asked,
+    files: process::Files,
+    /// Questions to the leader that are about itself and not about the process.
+    own: usize,
+    pub(super) conversation: Conversation,
+}
+
 /// What a member told.
 pub(super) struct Answers {
     pub(super) process: process::Told,
@@ -96,56 +106,93 @@ impl Member {
         Ok(Self { live, unit, cgroup, leader_ended, stopped_by, stat, statuses, namespaces })
     }
 
-    /// Asks the process and its threads what only they can tell. `None`: a problem says why not.
-    pub(super) fn ask(
+    /// The name of its unit.
+    pub(super) fn unit_name<'u>(&self, units: &'u [ckpt_image::records::UnitRecord]) -> &'u str {
+        units.get(self.unit.index()).map_or("", |unit| unit.name.as_str())
+    }
+
+    /// Makes it able to be asked; the first half, which waits for nothing. False: a problem says why not.
+    pub(super) fn begin_prepare(
+        &mut self,
+        unit: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Result<bool, SysError> {
+        if self.leader_ended {
+            let pid = self.live.pid().as_raw();
+            let text = "its first thread has ended while others go on";
+            let remedy = "it cannot be checkpointed in this state";
+            problems.push(refusal("leader-ended", unit, pid, "", text, remedy));
+            return Ok(false);
+        }
+        let begun = self.live.begin_prepare();
+        self.prepared(begun, unit, problems)
+    }
+
+    /// The second half.
+    pub(super) fn end_prepare(
         &mut self,
         unit: &str,
         deadline: Deadline,
         problems: &mut Vec<Problem>,
-    ) -> Result<Option<Answers>, SysError> {
-        let pid = self.live.pid().as_raw();
-        if self.leader_ended {
-            let text = "its first thread has ended while others go on";
-            problems.push(refusal(
-                "leader-ended",
-                unit,
-                pid,
-                "",
-                text,
-                "it cannot be checkpointed in this state",
-            ));
-            return Ok(None);
-        }
-        match self.live.prepare(deadline) {
-            Ok(()) => {}
+    ) -> Result<bool, SysError> {
+        let ended = self.live.end_prepare(deadline);
+        self.prepared(ended, unit, problems)
+    }
+
+    /// Whether a half of the preparing succeeded; a process that cannot run calls is a problem.
+    fn prepared(
+        &self,
+        result: Result<(), SysError>,
+        unit: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Result<bool, SysError> {
+        match result {
+            Ok(()) => Ok(true),
             Err(SysError::NoRunner { why, .. }) => {
                 let remedy = "it cannot be checkpointed as it is; see ckpt-support(7)";
-                problems.push(refusal("no-runner", unit, pid, "", why, remedy));
-                return Ok(None);
+                problems.push(refusal("no-runner", unit, self.live.pid().as_raw(), "", why, remedy));
+                Ok(false)
             }
-            Err(e) => return Err(e),
+            Err(e) => Err(e),
         }
+    }
+
+    /// What the process and its threads are to be asked. `None`: a problem says why not.
+    pub(super) fn inquiry(&self, unit: &str, problems: &mut Vec<Problem>) -> Option<Inquiry> {
+        let pid = self.live.pid().as_raw();
         let files = process::Files::read(pid, &self.stat);
         let Some(timers) = files.timers.clone() else {
             let text = "its POSIX timers cannot be read";
             problems.push(refusal("timers", unit, pid, "timers", text, "report this with /proc/PID/timers"));
-            return Ok(None);
+            return None;
         };
         let asked = Asked::new(self.statuses[0].caught, timers);
         let mut lists: Vec<_> = self.live.threads().map(|_| thread::questions()).collect();
         let own = lists[0].len();
         lists[0].extend(asked.questions());
-        let mut answers = questions::ask(&mut self.live, &lists, deadline)?;
+        Some(Inquiry { asked, files, own, conversation: Conversation::new(lists) })
+    }
+
+    /// Reads the answers. `None`: a problem says what is missing.
+    pub(super) fn answers(
+        &self,
+        inquiry: Inquiry,
+        unit: &str,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Answers> {
+        let Inquiry { asked, files, own, conversation } = inquiry;
+        let mut answers = conversation.answers();
         let of_process = answers[0].split_off(own);
         let threads: Option<Vec<_>> = answers.iter().map(|a| thread::Told::read(a)).collect();
         match (asked.read(&of_process, self.statuses[0].ignored), threads) {
-            (Some(process), Some(threads)) => Ok(Some(Answers { process, threads, files })),
+            (Some(process), Some(threads)) => Some(Answers { process, threads, files }),
             _ => {
                 let text =
                     "its seccomp filter does not allow the calls that tell its timers, handlers and settings";
                 let remedy = "allow @signal, @timer, prctl and brk in its SystemCallFilter=";
+                let pid = self.live.pid().as_raw();
                 problems.push(refusal("seccomp", unit, pid, "seccomp filter", text, remedy));
-                Ok(None)
+                None
             }
         }
     }

@@ -127,11 +127,11 @@ impl Members {
         let shares = Shares::of(&self.members)?;
         let ids = self.ids();
         let mut filters = Filters::default();
-        for place in 0..self.members.len() {
-            let member = &mut self.members[place];
-            let unit = units.get(member.unit.index()).map_or("", |u| u.name.as_str());
-            let Some(told) = member.ask(unit, deadline, &mut captured.problems)? else { continue };
+        let mut told = self.ask(units, &shares, deadline, &mut captured.problems)?;
+        for (place, told) in told.iter_mut().enumerate() {
+            let Some(told) = told.take() else { continue };
             let member = &self.members[place];
+            let unit = member.unit_name(units);
             let threads = member.threads(&told, unit, &mut filters, &mut captured.problems)?;
             shares.fill(place, member, &told, files, &mut captured)?;
             let body = member.body(place, &shares, told, threads)?;
@@ -141,6 +141,64 @@ impl Members {
         captured.processes = parents_first(captured.processes);
         captured.seccomp_filters = filters.into_programs();
         Ok(captured)
+    }
+
+    /// Asks all members what only they can tell, side by side: each step is begun in all before it is waited for in any.
+    fn ask(
+        &mut self,
+        units: &[UnitRecord],
+        shares: &Shares,
+        deadline: Deadline,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Vec<Option<Answers>>, SysError> {
+        // Processes that share their space share the place of the runner: one after another.
+        let is_first = |place: usize| shares.spaces.first[shares.spaces.of[place] as usize] == place;
+        let mut ready = vec![false; self.members.len()];
+        for first in [true, false] {
+            for (place, member) in self.members.iter_mut().enumerate().filter(|(p, _)| is_first(*p) == first)
+            {
+                let unit = member.unit_name(units);
+                ready[place] = member.begin_prepare(unit, problems)?;
+                if !first && ready[place] {
+                    ready[place] = member.end_prepare(unit, deadline, problems)?;
+                }
+            }
+            for (place, member) in self.members.iter_mut().enumerate().filter(|(p, _)| first && is_first(*p))
+            {
+                let unit = member.unit_name(units);
+                ready[place] = ready[place] && member.end_prepare(unit, deadline, problems)?;
+            }
+        }
+        let mut inquiries: Vec<_> = self
+            .members
+            .iter()
+            .zip(ready)
+            .map(
+                |(member, ready)| {
+                    if ready { member.inquiry(member.unit_name(units), problems) } else { None }
+                },
+            )
+            .collect();
+        loop {
+            let mut begun = Vec::new();
+            for (place, inquiry) in inquiries.iter_mut().enumerate() {
+                let Some(inquiry) = inquiry else { continue };
+                if inquiry.conversation.begin_round(&mut self.members[place].live)? {
+                    begun.push(place);
+                }
+            }
+            if begun.is_empty() {
+                break;
+            }
+            for place in begun {
+                let Some(inquiry) = &mut inquiries[place] else { continue };
+                inquiry.conversation.end_round(&mut self.members[place].live, deadline)?;
+            }
+        }
+        let answers = self.members.iter().zip(inquiries).map(|(member, inquiry)| {
+            inquiry.and_then(|inquiry| member.answers(inquiry, member.unit_name(units), problems))
+        });
+        Ok(answers.collect())
     }
 
     /// Our id of each process → its id as the members see it.

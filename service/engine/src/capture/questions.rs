@@ -54,33 +54,45 @@ impl Answer {
 /// Where the answer to a question of a batch will be.
 type Place = (usize, Call, Option<(VirtAddr, usize)>);
 
-/// Asks every thread of a process its questions, all threads side by side, in as many batches as it takes.
-/// `questions[n]` are for the thread at place n; the answers come in the same order.
-pub fn ask(
-    live: &mut Live,
-    questions: &[Vec<Question>],
-    deadline: Deadline,
-) -> Result<Vec<Vec<Answer>>, ckpt_sys::Error> {
-    let forbidden = Answer { result: Err(Errno::EACCES), bytes: Vec::new() };
-    let mut answers: Vec<Vec<Answer>> = questions.iter().map(|q| vec![forbidden.clone(); q.len()]).collect();
-    let mut asked = vec![0; questions.len()];
-    loop {
-        let mut round: Vec<(usize, Batch, Vec<Place>)> = Vec::new();
-        for (thread, list) in questions.iter().enumerate() {
-            if asked[thread] == list.len() {
+/// Questions to every thread of a process, all threads side by side, in as many rounds as it takes.
+#[derive(Debug)]
+pub struct Conversation {
+    questions: Vec<Vec<Question>>,
+    answers: Vec<Vec<Answer>>,
+    asked: Vec<usize>,
+    round: Vec<(usize, Batch, Vec<Place>)>,
+}
+
+impl Conversation {
+    /// `questions[n]` are for the thread at place n.
+    pub fn new(questions: Vec<Vec<Question>>) -> Self {
+        let forbidden = Answer { result: Err(Errno::EACCES), bytes: Vec::new() };
+        let answers = questions.iter().map(|q| vec![forbidden.clone(); q.len()]).collect();
+        Self { answers, asked: vec![0; questions.len()], questions, round: Vec::new() }
+    }
+
+    /// Sets a round of batches going, without waiting; false if all is asked.
+    pub fn begin_round(&mut self, live: &mut Live) -> Result<bool, ckpt_sys::Error> {
+        for (thread, list) in self.questions.iter().enumerate() {
+            if self.asked[thread] == list.len() {
                 continue;
             }
             let mut batch = live.batch(thread)?;
-            let places = fill(live, &mut batch, list, &mut asked[thread]);
+            let places = fill(live, &mut batch, list, &mut self.asked[thread]);
             if !batch.is_empty() {
-                round.push((thread, batch, places));
+                self.round.push((thread, batch, places));
             }
         }
-        if round.is_empty() {
-            return Ok(answers);
-        }
+        let batches: Vec<_> = self.round.iter().map(|(thread, batch, _)| (*thread, batch)).collect();
+        live.begin_run(&batches)?;
+        Ok(!batches.is_empty())
+    }
+
+    /// Waits for the round.
+    pub fn end_round(&mut self, live: &mut Live, deadline: Deadline) -> Result<(), ckpt_sys::Error> {
+        let round = std::mem::take(&mut self.round);
         let batches: Vec<_> = round.iter().map(|(thread, batch, _)| (*thread, batch)).collect();
-        let outcomes = live.run(&batches, deadline)?;
+        let outcomes = live.end_run(&batches, deadline)?;
         for ((thread, _, places), outcome) in round.iter().zip(outcomes) {
             for (question, call, out) in places {
                 let result = outcome.result(*call);
@@ -88,9 +100,15 @@ pub fn ask(
                     (Ok(_), Some((addr, len))) => outcome.bytes(*addr, *len).to_vec(),
                     _ => Vec::new(),
                 };
-                answers[*thread][*question] = Answer { result, bytes };
+                self.answers[*thread][*question] = Answer { result, bytes };
             }
         }
+        Ok(())
+    }
+
+    /// The answers, in the order of the questions.
+    pub fn answers(self) -> Vec<Vec<Answer>> {
+        self.answers
     }
 }
 
