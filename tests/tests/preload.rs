@@ -275,6 +275,12 @@ fn a_gate_whose_daemon_is_gone_opens_by_itself() {
     // Nobody opens it now.
     std::mem::forget(gate);
     until("the gate opens by itself", || victim.size() > size);
+    // A barrier that was held up closes it again.
+    let mut barrier = Barrier::close(&[victim.pid()], lease).unwrap();
+    let size = victim.size();
+    until("the gate opens by itself", || victim.size() > size);
+    barrier.extend(&[victim.pid()]).unwrap();
+    assert!(barrier.drain(LONG) && !victim.gate().is_open());
 }
 
 #[test]

@@ -54,12 +54,14 @@ impl Barrier {
         Ok(barrier)
     }
 
-    /// Takes in the gates of processes and programs that came since. `pids` is the full list as it is now.
+    /// Takes in the gates of processes and programs that came since, and closes again what opened because we gave no
+    /// sign of life for long. `pids` is the full list as it is now.
     ///
     /// # Errors
     /// As for [`Barrier::close`].
     pub fn extend(&mut self, pids: &[i32]) -> Result<()> {
         let found = self.find(pids)?;
+        self.gates.values().filter(|gate| gate.is_open()).for_each(|gate| gate.close(self.lease));
         self.shut(found);
         Ok(())
     }

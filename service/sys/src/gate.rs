@@ -135,7 +135,7 @@ impl Gate {
     pub fn close(&self, lease: Duration) {
         let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
         self.closed.store(true, Relaxed);
-        self.table().gate().close(lease, std::process::id(), 0);
+        self.table().gate().close(lease, std::process::id(), own_start());
     }
 
     /// Tells the waiters that the daemon lives.
@@ -276,6 +276,17 @@ fn look_at_thread(pid: Pid, tid: Pid) -> Option<(u32, bool)> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let inner = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?;
     Some((inner.parse().ok()?, matches!(task::parse_status(&text).state, 'R' | 'D')))
+}
+
+/// When this process started, in clock ticks since boot (field 22 of proc_pid_stat(5)); 0 if it cannot be read.
+fn own_start() -> u64 {
+    static START: OnceLock<u64> = OnceLock::new();
+    *START.get_or_init(|| {
+        let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The name in field 2 may hold anything, the last parenthesis ends it.
+        let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().nth(19));
+        fields.flatten().and_then(|start| start.parse().ok()).unwrap_or(0)
+    })
 }
 
 /// The device, as /proc/PID/maps shows it, that every memfd is on: the kernel's internal tmpfs.
