@@ -23,7 +23,7 @@ use ckpt_sys::thread::Deadline;
 type Outcome = Result<(), String>;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
-const VICTIMS: [&str; 12] = [
+const VICTIMS: [&str; 13] = [
     "registers",
     "memory",
     "identity",
@@ -36,6 +36,7 @@ const VICTIMS: [&str; 12] = [
     "sockets",
     "counter",
     "replaced",
+    "mappings",
 ];
 
 /// Programs that everybody has; each counts and says its count when asked.
