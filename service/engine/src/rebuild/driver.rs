@@ -62,8 +62,8 @@ pub enum Reply {
     Failed(Failure),
 }
 
-/// Rebuilds a group in this process, which must have one thread only. On success the members run; on failure none lives.
-pub fn run(request: &Request) -> Result<Report, Failure> {
+/// Rebuilds a group as children of this process, which must have one thread only. On success the members run; on failure none lives.
+pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut clock = Clock::start();
     let image = read_state(&request.image)?;
     nursery::raise_descriptor_limit()?;
@@ -90,8 +90,6 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
     let units = main_processes(&image);
-    tell_systemd(&places, &units)?;
-    clock.lap("notify");
     Ok(Report { processes, threads, units, stages: clock.laps, warnings })
 }
 
@@ -155,7 +153,7 @@ fn main_processes(image: &GroupImage) -> Vec<UnitMain> {
 }
 
 /// Tells systemd of the main processes, then ends the stubs.
-fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
+pub(super) fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
     for (index, unit) in units.iter().enumerate().filter(|(_, u)| u.main_pid != 0) {
         notify::tell_main_pid(places, UnitIndex(index as u32), unit.main_pid)?;
     }

@@ -18,6 +18,7 @@ mod member;
 pub mod memory;
 mod notify;
 mod opened;
+mod parentage;
 mod places;
 mod process;
 mod release;
@@ -25,7 +26,8 @@ mod tables;
 mod thread;
 pub mod tree;
 
-pub use driver::{Reply, Report, Request, run};
+pub use driver::{Reply, Report, Request};
 pub use failure::Failure;
 pub use member::Member;
+pub use parentage::run;
 pub use places::{Place, Places, UnitPlace};

@@ -1,0 +1,67 @@
+//! Who the members' parent is: PID 1, before systemd is told of them.
+//!
+//! ```text
+//!  ckpt-restore ──fork──► rebuilds the group: the members are its children
+//!       │                 reply ► pipe, end ──► the members are children of PID 1
+//!       └ reads, waits for the end ► tells systemd ► ends the stubs
+//! ```
+//! A main process that is not its child is one whose end systemd 252 does not wait for: `systemctl stop` would follow
+//! SIGTERM with SIGKILL at once.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+
+use ckpt_sys::clone::{CloneArgs, fork_with};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::waitpid;
+
+use super::driver::{Reply, Report, Request, rebuild, tell_systemd};
+use super::{Failure, Places};
+
+/// Rebuilds a group; this process must have one thread only. On success the members run, are no children of this process, and
+/// systemd knows them; on failure none lives.
+pub fn run(request: &Request) -> Result<Report, Failure> {
+    let report = match apart(|| rebuild(request))? {
+        Reply::Restored(report) => report,
+        Reply::Failed(failure) => return Err(failure),
+    };
+    let image = ckpt_image::read_state(&request.image)?;
+    tell_systemd(&Places::open(&image, &request.units)?, &report.units)?;
+    Ok(report)
+}
+
+/// Does it in a child, and waits for the child's end.
+fn apart(deed: impl FnOnce() -> Result<Report, Failure>) -> Result<Reply, Failure> {
+    let system = |op: &'static str| move |e: Errno| Failure::new("Failed", format!("{op}: {e}"));
+    let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
+    let ourselves = nix::unistd::getpid();
+    let args = CloneArgs { exit_signal: libc::SIGCHLD, ..Default::default() };
+    let (mut reader, writer) = (File::from(reader), Some(writer));
+    let child = fork_with(&args, || {
+        // Whoever ends us ends the rebuild, and with it, as long as it traces them, the members.
+        let _ = set_pdeathsig(Signal::SIGKILL);
+        if nix::unistd::getppid() != ourselves {
+            return 1;
+        }
+        let reply = match deed() {
+            Ok(report) => Reply::Restored(report),
+            Err(failure) => Reply::Failed(failure),
+        };
+        writer.as_ref().map_or(1, |writer| i32::from(send(writer, &reply).is_err()))
+    })?;
+    drop(writer);
+    let mut text = Vec::new();
+    let read = reader.read_to_end(&mut text);
+    let status = waitpid(child, None).map_err(system("waitpid"))?;
+    read.map_err(|e| Failure::new("Failed", format!("read the reply of the rebuild: {e}")))?;
+    serde_json::from_slice(&text)
+        .map_err(|_| Failure::new("Failed", format!("the rebuild ended without a reply: {status:?}")))
+}
+
+fn send(writer: &OwnedFd, reply: &Reply) -> std::io::Result<()> {
+    File::from(writer.try_clone()?).write_all(&serde_json::to_vec(reply)?)
+}
