@@ -102,6 +102,14 @@ pub fn sandbox_lines(stub: &Path, other_root: bool, no_exec: bool) -> String {
     lines
 }
 
+/// The line that keeps the unit's name in the journal: the members inherit the stub's stream, whose name is that of the program where the
+/// unit does not give one (systemd.exec(5), SyslogIdentifier=).
+pub fn identifier_line(identifier: &str, program: &str) -> String {
+    let program = Path::new(program).file_name().unwrap_or_default().to_string_lossy();
+    let name = if identifier.is_empty() { &*program } else { identifier };
+    if name.is_empty() { String::new() } else { format!("SyslogIdentifier={}\n", name.replace('%', "%%")) }
+}
+
 /// Where a drop-in of a unit lies.
 pub fn path(dir: &Path, unit: &str, name: &str) -> PathBuf {
     dir.join(format!("{unit}.d")).join(name)
@@ -182,6 +190,13 @@ mod tests {
             text(&[&format!("LD_PRELOAD={LIBRARY}:/a.so")]).ends_with(&line(&format!("/a.so:{LIBRARY}")))
         );
         assert!(text(&["LD_PRELOAD=/50%.so"]).ends_with(&line(&format!("/50%%.so:{LIBRARY}"))));
+    }
+
+    #[test]
+    fn the_journal_goes_on_under_the_same_name() {
+        assert_eq!(identifier_line("", "/usr/bin/redis-server"), "SyslogIdentifier=redis-server\n");
+        assert_eq!(identifier_line("my 50%", "/usr/bin/x"), "SyslogIdentifier=my 50%%\n");
+        assert_eq!(identifier_line("", ""), "");
     }
 
     #[test]

@@ -48,6 +48,10 @@ pub trait Unit {
     fn slice_of(&self) -> zbus::Result<Vec<String>>;
 }
 
+/// One command of ExecStart=: path, arguments, whether a failure is ignored, when it was started and exited (realtime and monotonic), pid,
+/// code, status.
+pub type Exec = (String, Vec<String>, bool, u64, u64, u64, u64, u32, i32, i32);
+
 #[zbus::proxy(
     interface = "org.freedesktop.systemd1.Service",
     default_service = "org.freedesktop.systemd1",
@@ -70,6 +74,10 @@ pub trait Service {
     fn environment(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn no_exec_paths(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn syslog_identifier(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn exec_start(&self) -> zbus::Result<Vec<Exec>>;
     #[zbus(property)]
     fn root_directory(&self) -> zbus::Result<String>;
     #[zbus(property)]

@@ -66,7 +66,10 @@ impl Systemd {
         let image = service.root_image().await.map_err(of)?;
         let no_exec = service.no_exec_paths().await.map_err(of)?;
         let other_root = !(root.is_empty() || root == "/") || !image.is_empty();
-        Ok(dropin::sandbox_lines(&self.stub(), other_root, !no_exec.is_empty()))
+        let identifier = service.syslog_identifier().await.map_err(of)?;
+        let program = service.exec_start().await.map_err(of)?.into_iter().next().map(|exec| exec.0);
+        let identifier = dropin::identifier_line(&identifier, &program.unwrap_or_default());
+        Ok(identifier + &dropin::sandbox_lines(&self.stub(), other_root, !no_exec.is_empty()))
     }
 
     pub(super) fn start_stubs_of(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
