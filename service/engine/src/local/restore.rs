@@ -58,7 +58,9 @@ fn check(directory: &Path, manifest: &Manifest, job: &dyn Job) -> Result<(), Err
     verify::image(directory, manifest, job)?;
     storage::verify(&manifest.snapshots)?;
     let image = read_state(directory)?;
-    precheck::image(&image)
+    precheck::image(&image)?;
+    let id = manifest.id.to_string();
+    crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))
 }
 
 /// The units of the image and those that have joined the group since: all of them are to stand still while files change.

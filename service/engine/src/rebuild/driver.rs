@@ -23,7 +23,7 @@ use super::opened::Opened;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
-use super::{Failure, Member, ephemeral, notify, release, tables, thread};
+use super::{Failure, Member, ephemeral, ids, notify, release, tables, thread};
 use crate::api::UnitMain;
 use crate::kinds::late;
 use crate::kinds::rebuild::Descriptions;
@@ -70,6 +70,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let blockade = Blockade::below(tables::floor(&image))?;
     let places = Places::open(&image, &request.units)?;
     let plan = Plan::of(&image, spare_ids())?;
+    ids::wait_until_free(&image)?;
     nursery::block_signals()?;
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;

@@ -14,6 +14,7 @@ mod ephemeral;
 mod failure;
 mod grow;
 mod host;
+mod ids;
 mod member;
 pub mod memory;
 mod notify;
@@ -28,6 +29,7 @@ pub mod tree;
 
 pub use driver::{Reply, Report, Request};
 pub use failure::Failure;
+pub use ids::check;
 pub use member::Member;
 pub use parentage::run;
 pub use places::{Place, Places, UnitPlace};

@@ -10,6 +10,8 @@ use nix::libc;
 use super::grow::push_clone;
 use super::{Failure, Member, credentials};
 
+/// sched_setattr(2).
+const SCHED_DEADLINE: u32 = 6;
 /// sigaltstack(2).
 const SS_DISABLE: i32 = 2;
 const SS_AUTODISARM: i32 = 1 << 31;
@@ -83,7 +85,10 @@ fn scheduling(batch: &mut Batch, record: &ThreadRecord) {
     raw.extend(sched.flags.to_le_bytes());
     raw.extend(sched.nice.to_le_bytes());
     raw.extend(sched.priority.to_le_bytes());
-    for word in [sched.runtime, sched.deadline, sched.period] {
+    // Of a fair policy the kernel tells the length of its slice there (Linux 6.12); that is no setting of the thread's.
+    let deadline = sched.policy == SCHED_DEADLINE;
+    let times = if deadline { [sched.runtime, sched.deadline, sched.period] } else { [0; 3] };
+    for word in times {
         raw.extend(word.to_le_bytes());
     }
     let at = batch.data(&raw);
