@@ -21,6 +21,7 @@ pub mod maps;
 pub mod namespace;
 pub mod nursery;
 pub mod pagemap;
+pub mod priority;
 pub mod ptrace;
 pub mod remote;
 pub mod restart;

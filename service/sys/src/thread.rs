@@ -189,7 +189,7 @@ impl Running {
 
     /// Waits for its next stop or its end. A stop is microseconds away as a rule, so this yields the CPU first and sleeps only later.
     pub fn wait(self, deadline: Deadline) -> Step<Waited, Self> {
-        const YIELDS: u32 = 400;
+        const YIELDS: u32 = 150;
         let mut turns = 0u32;
         loop {
             match self.look() {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use ckpt_image::records::UnitRecord;
 use ckpt_sys::cgroup::{Cgroup, Frozen};
+use ckpt_sys::priority::Preferred;
 use ckpt_sys::seize::{Process, seize_frozen};
 use ckpt_sys::thread::Deadline;
 use jiff::Timestamp;
@@ -54,6 +55,8 @@ pub struct Still {
     pub instant: Timestamp,
     // Dropped after the processes: the gates open last.
     barrier: Barrier,
+    /// On a busy machine the group would else stand still while other programs have their turn.
+    _preferred: Preferred,
 }
 
 impl Still {
@@ -79,6 +82,7 @@ impl Window<'_> {
             subvolume.flush()?;
         }
         let mut last = String::new();
+        let preferred = Preferred::begin();
         for _ in 0..ATTEMPTS {
             barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
             barrier.drain(self.drain_deadline());
@@ -87,7 +91,7 @@ impl Window<'_> {
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
                     let members = Members::hold(processes, self.units, deadline);
                     let members = members.map_err(failed("look at the members"))?;
-                    return Ok(Still { members, deadline, since, instant, barrier });
+                    return Ok(Still { members, deadline, since, instant, barrier, _preferred: preferred });
                 }
                 Err(Attempt::Again(why)) => last = why,
                 Err(Attempt::Final(error)) => return Err(error),
