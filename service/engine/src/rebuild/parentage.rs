@@ -12,7 +12,9 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
+use ckpt_image::records::GroupImage;
 use ckpt_sys::clone::{CloneArgs, fork_with};
+use ckpt_sys::nursery;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
@@ -20,24 +22,29 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::waitpid;
 
 use super::driver::{Reply, Report, Request, rebuild, tell_systemd};
-use super::{Failure, Places};
+use super::host::Blockade;
+use super::{Failure, Places, tables};
 
 /// Rebuilds a group; this process must have one thread only. On success the members run, are no children of this process, and
 /// systemd knows them; on failure none lives.
 pub fn run(request: &Request) -> Result<Report, Failure> {
-    let report = match apart(|| rebuild(request))? {
+    let image = ckpt_image::read_state(&request.image)?;
+    let report = match apart(&image, || rebuild(request))? {
         Reply::Restored(report) => report,
         Reply::Failed(failure) => return Err(failure),
     };
-    let image = ckpt_image::read_state(&request.image)?;
     tell_systemd(&Places::open(&image, &request.units)?, &report.units)?;
     Ok(report)
 }
 
 /// Does it in a child, and waits for the child's end.
-fn apart(deed: impl FnOnce() -> Result<Report, Failure>) -> Result<Reply, Failure> {
+fn apart(image: &GroupImage, deed: impl FnOnce() -> Result<Report, Failure>) -> Result<Reply, Failure> {
     let system = |op: &'static str| move |e: Errno| Failure::new("Failed", format!("{op}: {e}"));
+    nursery::raise_descriptor_limit()?;
+    // The rebuild needs the numbers that members use.
+    let blockade = Blockade::below(tables::floor(image))?;
     let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
+    drop(blockade);
     let ourselves = nix::unistd::getpid();
     let args = CloneArgs { exit_signal: libc::SIGCHLD, ..Default::default() };
     let (mut reader, writer) = (File::from(reader), Some(writer));
