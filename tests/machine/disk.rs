@@ -91,20 +91,27 @@ fn open_image(args: &MachineArgs) -> Result<File> {
         None if args.memory_disk => {
             File::from(memfd_create(c"ckpt-machine-disk", MFdFlags::MFD_CLOEXEC).of("create a memory file")?)
         }
-        None => {
-            let dir = Path::new("/var/tmp");
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_TMPFILE)
-                .open(dir)
-                .on("open", dir)?
-        }
+        None => nameless_file(Path::new("/var/tmp"))?,
     };
     if image.metadata().of("stat the image")?.len() < size {
         image.set_len(size).of("set the image's size")?;
     }
     Ok(image)
+}
+
+/// A file in `dir` without a name. Where the file system cannot make one, it has a name for an instant.
+fn nameless_file(dir: &Path) -> Result<File> {
+    let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(dir);
+    match open(libc::O_TMPFILE) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            let path = dir.join(format!("ckpt-machine-{}", std::process::id()));
+            let file =
+                OpenOptions::new().read(true).write(true).create_new(true).open(&path).on("create", &path)?;
+            std::fs::remove_file(&path).on("remove", path)?;
+            Ok(file)
+        }
+        other => other.on("create a file in", dir),
+    }
 }
 
 /// Attaches `image` to a free loop device. Another process may be faster with the free one: then the next is tried.
