@@ -4,7 +4,7 @@ use crate::fixture::{Group, path};
 use crate::runner::{Test, test};
 
 /// Programs of tests/victims that answer generations: name and arguments.
-const VICTIMS: [(&str, &str); 11] = [
+const VICTIMS: [(&str, &str); 13] = [
     ("memory", ""),
     ("registers", ""),
     ("signals", ""),
@@ -16,6 +16,8 @@ const VICTIMS: [(&str, &str); 11] = [
     ("tcp", "7701"),
     ("threads", ""),
     ("processes", ""),
+    ("replaced", ""),
+    ("mappings", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {
