@@ -72,6 +72,8 @@ pub(super) struct Rebuild<'i> {
     pub host: &'i mut dyn Host,
     floor: RawFd,
     unit: Option<UnitIndex>,
+    /// The first number of each description, for messages.
+    numbers: HashMap<DescriptionId, RawFd>,
     fds: Vec<Option<OwnedFd>>,
     pub files: OpenFiles,
     /// Each pipe while its ends are made.
@@ -94,6 +96,7 @@ impl<'i> Rebuild<'i> {
             host,
             floor,
             unit: None,
+            numbers: first_numbers(image),
             fds: (0..image.descriptions.len()).map(|_| None).collect(),
             files: OpenFiles::new(floor)?,
             pipes: HashMap::new(),
@@ -171,9 +174,11 @@ impl<'i> Rebuild<'i> {
         (3..1024).map_while(|fd| descriptor::take(stub.as_fd(), fd).ok()).find(|fd| is_it(fd.as_fd()))
     }
 
-    /// What a description is, for messages.
+    /// What a description is, for messages: `fd 7 (unix socket)`.
     pub fn describe(&self, record: &DescriptionRecord) -> String {
-        describe(self.image, record)
+        let place =
+            self.numbers.get(&record.id).map_or_else(|| "in flight".to_owned(), |fd| format!("fd {fd}"));
+        format!("{place} ({})", kind_name(self.image, &record.kind))
     }
 
     pub fn warn(&mut self, record: &DescriptionRecord, code: &str, text: String, remedy: &str) {
@@ -182,19 +187,20 @@ impl<'i> Rebuild<'i> {
             severity: Severity::Warning,
             unit: self.image.units.get(record.unit.index()).map(|u| u.name.clone()).unwrap_or_default(),
             pid: 0,
-            object: describe(self.image, record),
+            object: self.describe(record),
             text,
             remedy: remedy.to_owned(),
         });
     }
 }
 
-/// `fd 7 (unix socket)` after the first number it has.
-pub(super) fn describe(image: &GroupImage, record: &DescriptionRecord) -> String {
-    let all = image.fd_tables.iter().flat_map(|table| &table.descriptors);
-    let number = all.filter(|d| d.description == record.id).map(|d| d.fd).next();
-    let place = number.map_or_else(|| "in flight".to_owned(), |fd| format!("fd {fd}"));
-    format!("{place} ({})", kind_name(image, &record.kind))
+/// The first number that each description has in any table.
+fn first_numbers(image: &GroupImage) -> HashMap<DescriptionId, RawFd> {
+    let mut numbers = HashMap::new();
+    for descriptor in image.fd_tables.iter().flat_map(|table| &table.descriptors) {
+        numbers.entry(descriptor.description).or_insert(descriptor.fd);
+    }
+    numbers
 }
 
 fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
