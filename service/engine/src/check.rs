@@ -7,7 +7,7 @@ use ckpt_sys::gate::Gate;
 use crate::api::{Group, Problem, Severity, Unit};
 use crate::capture::files::UnitPlaces;
 use crate::capture::memory::{self, survey};
-use crate::capture::{Files, Objects, ephemeral};
+use crate::capture::{Files, Objects, ephemeral, foresee};
 use crate::error::Error;
 use crate::kinds::{Depth, DescriptorCapture};
 use crate::members::{self, Member};
@@ -29,6 +29,7 @@ pub fn group(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvol
     problems.extend(not_running(units));
     problems.extend(members.iter().filter_map(|m| without_gate(m, &running)));
     problems.extend(traced(&members, &running));
+    problems.extend(people(&members, &running));
     problems.extend(memory(group, &members, &running)?);
     problems.extend(descriptors(&members, &running, &subvolumes));
     problems.sort_by_key(|p| p.severity == Severity::Warning);
@@ -137,6 +138,18 @@ fn traced(members: &[Member], units: &[Unit]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+fn people(members: &[Member], units: &[Unit]) -> Vec<Problem> {
+    let candidates: Vec<_> = members
+        .iter()
+        .map(|m| {
+            let unit = &units[m.unit.index()];
+            let main = unit.main_pid == m.pid;
+            foresee::Candidate { pid: m.pid, unit: m.unit, unit_name: &unit.name, main }
+        })
+        .collect();
+    foresee::problems(&candidates)
 }
 
 fn memory(group: &Group, members: &[Member], units: &[Unit]) -> Result<Vec<Problem>, Error> {

@@ -16,6 +16,7 @@ pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, 
         .enumerate()
         .filter_map(|(i, unit)| Some((UnitIndex(i as u32), below(unit)?)))
         .min_by_key(|(_, rest)| rest.len())
+        .map(|(unit, rest)| (unit, rest.trim_start_matches('/')))
 }
 
 /// The namespaces of a process, by the inode numbers of /proc/PID/ns/*.
@@ -94,8 +95,8 @@ mod tests {
         let units = [unit("/a.slice/u.service"), unit("/a.slice/u.service/inner.service"), unit("")];
         let of = |cgroup: &'static str| unit_of(&units, cgroup).map(|(u, rest)| (u.0, rest));
         assert_eq!(of("/a.slice/u.service"), Some((0, "")));
-        assert_eq!(of("/a.slice/u.service/payload"), Some((0, "/payload")));
-        assert_eq!(of("/a.slice/u.service/inner.service/x"), Some((1, "/x")));
+        assert_eq!(of("/a.slice/u.service/payload"), Some((0, "payload")));
+        assert_eq!(of("/a.slice/u.service/inner.service/x"), Some((1, "x")));
         assert_eq!(of("/a.slice/u.service2"), None);
         assert_eq!(of("/"), None);
     }

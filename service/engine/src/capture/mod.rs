@@ -6,6 +6,7 @@ pub mod ephemeral;
 pub mod family;
 pub mod files;
 pub mod filters;
+pub mod foresee;
 pub mod member;
 pub mod members;
 pub mod memory;

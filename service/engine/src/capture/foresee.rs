@@ -1,0 +1,125 @@
+//! What of processes and threads a checkpoint would refuse, told without stopping anything.
+//!
+//! A glance at what changes all the time: what is seen here may be gone, and the checkpoint itself looks again.
+
+use std::collections::{HashMap, HashSet};
+
+use ckpt_image::records::{NamespaceRecord, UnitIndex};
+use ckpt_sys::task;
+use nix::unistd::Pid;
+
+use super::family::{children, first_difference, namespaces};
+use super::member::refusal;
+use super::sharing::is_plain_thread;
+use super::text;
+use crate::api::Problem;
+
+/// A process to look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Its id.
+    pub pid: i32,
+    /// Its unit.
+    pub unit: UnitIndex,
+    /// The unit's name.
+    pub unit_name: &'a str,
+    /// It is its unit's main process.
+    pub main: bool,
+}
+
+/// The problems of these processes, which are all of a group.
+pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
+    let pids: HashSet<i32> = candidates.iter().map(|c| c.pid).collect();
+    let mut problems = Vec::new();
+    let homes = homes(candidates);
+    for candidate in candidates {
+        let Ok(tids) = task::threads(Pid::from_raw(candidate.pid)) else { continue };
+        problems.extend(homes.get(&candidate.unit).and_then(|home| away(candidate, home)));
+        problems.extend(headless(candidate));
+        problems.extend(tids.iter().skip(1).find_map(|tid| unshared(candidate, *tid)));
+        for child in tids.iter().flat_map(|tid| children(candidate.pid, tid.as_raw())) {
+            if !pids.contains(&child) {
+                problems.extend(outside(candidate, child));
+            }
+        }
+    }
+    problems
+}
+
+/// The namespaces of each unit's main process, or of the first of it that is met.
+fn homes(candidates: &[Candidate<'_>]) -> HashMap<UnitIndex, NamespaceRecord> {
+    let mut homes = HashMap::new();
+    for candidate in candidates.iter().filter(|c| c.main).chain(candidates) {
+        homes.entry(candidate.unit).or_insert_with(|| namespaces(candidate.pid));
+    }
+    homes
+}
+
+/// It lives in other namespaces than its unit.
+fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
+    let kind = first_difference(home, &namespaces(candidate.pid))?;
+    let text = format!("it lives in another {kind} namespace than its unit's main process");
+    let remedy = "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
+    Some(refusal("namespace", candidate.unit_name, candidate.pid, format!("ns/{kind}"), &text, remedy))
+}
+
+/// Its first thread has ended, others have not.
+fn headless(candidate: &Candidate<'_>) -> Option<Problem> {
+    let stat = text::parse_stat(&std::fs::read(format!("/proc/{}/stat", candidate.pid)).ok()?)?;
+    let others = task::threads(Pid::from_raw(candidate.pid)).is_ok_and(|tids| tids.len() > 1);
+    let text = "its first thread has ended while others go on";
+    let remedy = "it cannot be checkpointed in this state";
+    (stat.state == 'Z' && others)
+        .then(|| refusal("leader-ended", candidate.unit_name, candidate.pid, "", text, remedy))
+}
+
+/// A thread that does not share what threads share.
+fn unshared(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
+    if is_plain_thread(Pid::from_raw(candidate.pid), tid).unwrap_or(true) {
+        return None;
+    }
+    let text = "a thread of it has descriptors or directories of its own (unshare(2))";
+    let remedy = "it cannot be checkpointed in this state";
+    let object = format!("thread {tid}");
+    Some(refusal("thread-unshared", candidate.unit_name, candidate.pid, object, text, remedy))
+}
+
+/// A living child that is not of the group. (It may just have been made, and be listed a moment later: then its cgroup is its parent's.)
+fn outside(parent: &Candidate<'_>, child: i32) -> Option<Problem> {
+    let cgroup_of = |pid| ckpt_sys::cgroup::of_process(Pid::from_raw(pid)).ok();
+    let stat = text::parse_stat(&std::fs::read(format!("/proc/{child}/stat")).ok()?)?;
+    let (own, parents) = (cgroup_of(child)?, cgroup_of(parent.pid)?);
+    if stat.state == 'Z' || own == parents || own.starts_with(&format!("{parents}/")) {
+        return None;
+    }
+    let text = format!("it is a child of member {} but not in the group's cgroups", parent.pid);
+    let remedy = "add its unit to the group, or end it";
+    Some(refusal("child-outside", parent.unit_name, child, own, &text, remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_processes_have_no_problems_and_gone_ones_neither() {
+        let of = |pid| Candidate { pid, unit: UnitIndex(0), unit_name: "u.service", main: true };
+        let gone = of(i32::MAX);
+        let here = of(std::process::id() as i32);
+        assert!(problems(&[here, gone]).iter().all(|p| p.code == "child-outside"));
+    }
+
+    #[test]
+    fn another_namespace_is_named() {
+        let candidate = Candidate {
+            pid: std::process::id() as i32,
+            unit: UnitIndex(0),
+            unit_name: "u.service",
+            main: false,
+        };
+        let mut home = namespaces(candidate.pid);
+        assert_eq!(away(&candidate, &home), None);
+        home.net += 1;
+        assert_eq!(away(&candidate, &home).map(|p| p.object), Some("ns/net".into()));
+    }
+}
