@@ -59,6 +59,10 @@ unit: deps ## tests that need no machine
 	$(CARGO) test --workspace --no-fail-fast
 
 integration: stage ## tests of the installed project in a throwaway machine; FILTER=part-of-a-name
+	$(CARGO) test -p ckptd --test systemd --no-run
+	$(machine) run --stage '$(stage)' --timeout 300 -- env CKPT_MACHINE=1 \
+		"$$($(CARGO) test -q -p ckptd --test systemd --no-run --message-format=json | \
+		sed -n 's|.*"executable":"\([^"]*/systemd-[^"]*\)".*|\1|p')" --test-threads=1
 	$(machine) run --stage '$(stage)' --timeout 1200 -- $(CURDIR)/target/debug/integration $(FILTER)
 
 demo: stage ## Redis and PostgreSQL under load go back together to the moment of a checkpoint

@@ -5,6 +5,7 @@
 //! `N passed, N failed, N skipped`. A test that fails shows what it printed, the daemon's journal and its units' journal.
 
 mod bus;
+mod daemon;
 mod databases;
 mod fixture;
 mod runner;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     tests.extend(victims::tests());
     tests.extend(storage::tests());
     tests.extend(units::tests());
+    tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());
     runner::run(&tests, std::env::args().skip(1).collect())

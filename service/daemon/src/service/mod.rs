@@ -5,7 +5,7 @@ mod job;
 mod publish;
 mod run;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,6 +41,8 @@ pub(crate) struct Known {
     pub enabled: bool,
     /// The job that runs on it.
     pub busy: Option<Arc<Job>>,
+    /// Warnings that its last checkpoint or restore gave: the journal gets one only when it is new.
+    pub warned: BTreeSet<(String, String, String)>,
     /// Its checkpoints, newest first, as last published.
     pub checkpoints: Vec<CheckpointInfo>,
     /// Whether Group1 is served.

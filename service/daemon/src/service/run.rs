@@ -1,9 +1,10 @@
 //! Starting jobs: a group runs one at a time, on a thread of its own (ptrace(2) binds a tracer's work to one thread).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ckpt_engine::{CheckpointRequest, Engine, Error, Group, Wait};
+use ckpt_engine::{CheckpointRequest, Engine, Error, Event, Group, Wait};
 use tokio::sync::mpsc::UnboundedReceiver;
 use ulid::Ulid;
 
@@ -124,6 +125,7 @@ impl Service {
     /// Puts the worker's reports on the bus and into the journal, in order, until the last one.
     async fn drive(self: Arc<Self>, job: Arc<Job>, mut reports: UnboundedReceiver<Report>) {
         let mut shown = job.view();
+        let mut warned = BTreeSet::new();
         while let Some(report) = reports.recv().await {
             match report {
                 Report::Changed => self.publish_view(&job, &mut shown).await,
@@ -131,13 +133,29 @@ impl Service {
                     job.set_captured();
                     self.publish_prepare(&job, false).await;
                 }
-                Report::Event(event) => journal::event(&job.group, &event),
+                Report::Event(event) => {
+                    if self.is_news(&job, &event, &mut warned) {
+                        journal::event(&job.group, &event);
+                    }
+                }
                 Report::Done(result) => {
+                    if let Some(known) = self.state().groups.get_mut(&job.group) {
+                        known.warned = warned;
+                    }
                     self.finish(&job, result).await;
                     return;
                 }
             }
         }
+    }
+
+    /// A group that is checkpointed every minute does not say the same every minute: a warning is news if the last job did not give it,
+    /// whatever process it concerns now.
+    fn is_news(&self, job: &Job, event: &Event, warned: &mut BTreeSet<(String, String, String)>) -> bool {
+        let Event::Warning(problem) = event else { return true };
+        let key = (problem.code.clone(), problem.unit.clone(), problem.object.clone());
+        let known = self.state().groups.get(&job.group).is_some_and(|k| k.warned.contains(&key));
+        warned.insert(key) && !known
     }
 
     /// The order matters: objects first, then the group is free, then the signals, then the reply.
