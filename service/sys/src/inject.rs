@@ -443,18 +443,22 @@ fn slot(area: VirtAddr, thread: u64) -> Slot {
     }
 }
 
-/// A signal that means nothing to the process: ignored by default or by its will. Rather one that the thread does not block, so that
-/// none can be pending; C libraries block all for moments, then one of which `pending` holds none.
+/// The signal that is the sign. As long as we live it never reaches the process; if we die it does, so it is one that means nothing there:
+///
+/// 1. ignored, by default or by its will, and not blocked, so that none can be pending;
+/// 2. ignored, blocked (C libraries block all for moments), and `pending` holds none;
+/// 3. caught (Go catches every signal), one whose handlers must bear that it comes for nothing, and none is pending.
 fn sign(status: &Status, mask: u64, pending: impl FnOnce() -> u64) -> Option<i32> {
     let bit = |signal: i32| 1u64 << (signal - 1);
     let quiet = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
     let ignored =
         (1..32).filter(|s| status.ignored & bit(*s) != 0 && !matches!(*s, libc::SIGCONT | libc::SIGCHLD));
-    let all: Vec<i32> = quiet.into_iter().chain(ignored).filter(|s| status.caught & bit(*s) == 0).collect();
+    let is_caught = |signal: &i32| status.caught & bit(*signal) != 0;
+    let all: Vec<i32> = quiet.into_iter().chain(ignored).filter(|s| !is_caught(s)).collect();
     let open = all.iter().find(|s| mask & bit(**s) == 0).copied();
     open.or_else(|| {
         let pending = pending();
-        all.into_iter().find(|s| pending & bit(*s) == 0)
+        all.into_iter().chain(quiet).find(|s| pending & bit(*s) == 0)
     })
 }
 
@@ -605,7 +609,9 @@ mod tests {
         assert_eq!(sign(&status, bit(libc::SIGURG), none), Some(libc::SIGWINCH));
         assert_eq!(sign(&status, u64::MAX, || bit(libc::SIGURG)), Some(libc::SIGWINCH));
         status.caught = bit(libc::SIGURG) | bit(libc::SIGWINCH) | bit(libc::SIGCHLD);
-        assert_eq!(sign(&status, 0, none), None);
+        assert_eq!(sign(&status, 0, none), Some(libc::SIGURG), "Go");
+        assert_eq!(sign(&status, 0, || bit(libc::SIGURG)), Some(libc::SIGWINCH));
+        assert_eq!(sign(&status, 0, || u64::MAX), None);
         status.ignored = bit(libc::SIGPIPE);
         assert_eq!(sign(&status, 0, none), Some(libc::SIGPIPE));
     }

@@ -16,11 +16,24 @@ use ckpt_sys::seize;
 use ckpt_sys::thread::Deadline;
 
 static STOP: AtomicBool = AtomicBool::new(false);
+static STRAYS: AtomicU64 = AtomicU64::new(0);
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
 
 fn fail(what: &str) -> ! {
     println!("HARMED {what}");
     std::process::exit(1);
+}
+
+extern "C" fn stray(_: libc::c_int) {
+    STRAYS.fetch_add(1, SeqCst);
+}
+
+/// Catches every signal, as Go's runtime does.
+fn catch_all() {
+    for signal in (1..32).filter(|s| ![libc::SIGUSR1, libc::SIGSEGV, libc::SIGBUS].contains(s)) {
+        // SAFETY: installs a handler that only adds to an atomic; SIGKILL and SIGSTOP are refused.
+        unsafe { libc::signal(signal, stray as *const () as libc::sighandler_t) };
+    }
 }
 
 extern "C" fn count(_: libc::c_int) {
@@ -172,6 +185,9 @@ fn suspends() -> u64 {
 fn victim() {
     // SAFETY: installs a handler that only adds to an atomic.
     unsafe { libc::signal(libc::SIGUSR1, count as *const () as libc::sighandler_t) };
+    if std::env::var_os("CKPT_TEST_CATCH").is_some() {
+        catch_all();
+    }
     type Part = (&'static str, fn() -> u64);
     let parts: Vec<Part> = vec![
         ("compute", compute),
@@ -191,6 +207,9 @@ fn victim() {
             fail(&format!("{name} stood still"));
         }
         println!("DONE {name} {rounds}");
+    }
+    if STRAYS.load(SeqCst) != 0 {
+        fail("signals from nowhere");
     }
     println!("UNHARMED");
 }
@@ -311,6 +330,17 @@ fn thousands_of_batches_leave_the_process_unharmed() {
         threads = inject(&cgroup.1).unwrap();
     }
     println!("{} µs a round of {threads} threads", begun.elapsed().as_micros() / u128::from(rounds(300)));
+    assert_unharmed(victim, out);
+}
+
+#[test]
+fn a_process_that_catches_every_signal_never_sees_the_sign() {
+    let cgroup = TestCgroup::new("catch");
+    let (victim, out) = start("victim", Some(&cgroup), ("CKPT_TEST_CATCH", "1"));
+    for _ in 0..rounds(100) {
+        inject(&cgroup.1).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
     assert_unharmed(victim, out);
 }
 
