@@ -54,8 +54,9 @@ fn main() -> ExitCode {
     let mut failed = 0;
     let victims = VICTIMS.map(|name| (name, victim_comes_back as fn(&str) -> Outcome));
     let programs = PROGRAMS.map(|name| (name, program_comes_back as fn(&str) -> Outcome));
+    let taken = [("taken", taken_ids_come_back as fn(&str) -> Outcome)];
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| a == name);
-    for (name, case) in victims.into_iter().chain(programs).filter(|(name, _)| wanted(name)) {
+    for (name, case) in victims.into_iter().chain(programs).chain(taken).filter(|(name, _)| wanted(name)) {
         let begin = Instant::now();
         match case(name) {
             Ok(()) => println!("test {name} ... ok ({:?})", begin.elapsed()),
@@ -166,8 +167,8 @@ impl Scratch {
         if status.success() { Ok(()) } else { Err(format!("cp: {status}")) }
     }
 
-    /// Runs the rebuild in a process of its own.
-    fn restore(&self) -> Outcome {
+    /// Runs the rebuild in a process of its own. Gives the main process.
+    fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
         let request = Request { image: self.dir.join("image"), units };
@@ -188,7 +189,7 @@ impl Scratch {
                     report.processes, report.threads, report.stages
                 );
                 report.warnings.iter().for_each(|w| println!("    warning: {w}"));
-                Ok(())
+                Ok(report.units.first().map_or(0, |u| u.main_pid))
             }
             Ok(Reply::Failed(failure)) => Err(failure.to_string()),
             Err(e) => Err(format!("{e}: {} {:?}", output.status, String::from_utf8_lossy(&output.stdout))),
@@ -297,6 +298,37 @@ fn victim_comes_back(name: &str) -> Outcome {
         until("all are gone", || scratch.cgroup.members().is_ok_and(|m| m.is_empty()));
         until("the pid is free", || !Path::new(&format!("/proc/{pid}")).exists());
     }
+    Ok(())
+}
+
+/// Where somebody else has the process ids by now, the members keep theirs in a PID namespace of their own.
+fn taken_ids_come_back(_: &str) -> Outcome {
+    use ckpt_sys::clone::{CloneArgs, clone_paused};
+    let program = compile("processes");
+    let mut scratch = Scratch::new("taken");
+    let dir = scratch.dir.join("data").to_str().unwrap().to_owned();
+    let pid = scratch.start(&program, &[&dir]);
+    until("the victim is ready", || scratch.generation() == 0);
+    until("the victim is content before the checkpoint", || scratch.ask(pid).is_ok_and(|a| a == "ok 0 0\n"));
+    scratch.checkpoint(pid)?;
+    let args = CloneArgs { exit_signal: 17, pid: Some(pid), ..CloneArgs::default() };
+    let stranger = clone_paused(&args).map_err(|e| e.to_string())?;
+    let main = scratch.restore();
+    let asked = main.clone().and_then(|main| scratch.ask(main));
+    let _ = nix::sys::signal::kill(stranger, nix::sys::signal::Signal::SIGKILL);
+    reap();
+    let main = main?;
+    if main == pid || asked.as_deref() != Ok("ok 0 0\n") {
+        return Err(format!("main process {main}, {asked:?}"));
+    }
+    // Init ends by itself, with the last member.
+    for member in scratch.cgroup.members().map_err(|e| e.to_string())? {
+        let comm = fs::read_to_string(format!("/proc/{}/comm", member.pid)).unwrap_or_default();
+        if comm.trim() != "ckpt-init" {
+            let _ = nix::sys::signal::kill(member.pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+    until("all are gone", || scratch.cgroup.members().is_ok_and(|m| m.is_empty()));
     Ok(())
 }
 

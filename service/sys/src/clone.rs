@@ -123,6 +123,24 @@ pub fn fork_with(args: &CloneArgs, child: impl FnOnce() -> i32) -> Result<Pid> {
     }
 }
 
+/// In a child that [`fork_with`] made: closes all descriptors but those given and 0, 1, 2 (close_range(2), Linux 5.9). What the child
+/// inherited otherwise must not be used any more; its owners in the child are never dropped, for it leaves by _exit.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if fd > first {
+            let last = if fd == u32::MAX { fd } else { fd - 1 };
+            // SAFETY: no pointers. The descriptors that are closed have no user: see above.
+            let ret = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            Errno::result(ret).map_err(|e| Error::task("close_range", Pid::this(), e))?;
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// A descriptor of the process (pidfd_open(2), Linux 5.3). ESRCH if it is gone.
 pub fn pidfd(pid: Pid) -> Result<OwnedFd> {
     // SAFETY: no pointers; the result is a new descriptor that nobody else has.

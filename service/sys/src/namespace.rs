@@ -10,7 +10,8 @@ use nix::unistd::Pid;
 use crate::error::{Error, Result, Subject};
 
 /// The kinds that [`Entered`] switches, with their names in /proc/PID/ns.
-const KINDS: [(CloneFlags, &str); 5] = [
+const KINDS: [(CloneFlags, &str); 6] = [
+    (CloneFlags::CLONE_NEWPID, "pid"),
     (CloneFlags::CLONE_NEWNS, "mnt"),
     (CloneFlags::CLONE_NEWNET, "net"),
     (CloneFlags::CLONE_NEWIPC, "ipc"),
@@ -18,7 +19,8 @@ const KINDS: [(CloneFlags, &str); 5] = [
     (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
 ];
 
-/// The namespaces of a process, held open: mount, network, IPC, host name and cgroup. They live as long as this does.
+/// The namespaces of a process, held open: PID, mount, network, IPC, host name and cgroup. They live as long as this does. The PID
+/// namespace is that which children are born in.
 #[derive(Debug)]
 pub struct Namespaces {
     files: Vec<(CloneFlags, File, u64)>,
@@ -52,6 +54,14 @@ impl Namespaces {
             }
         }
         Ok(())
+    }
+
+    /// Whether the mount namespaces are the same.
+    #[must_use]
+    pub fn same_mounts(&self, other: &Namespaces) -> bool {
+        let mounts =
+            |all: &Namespaces| all.files.iter().find(|f| f.0 == CloneFlags::CLONE_NEWNS).map(|f| f.2);
+        mounts(self) == mounts(other)
     }
 
     /// Whether all are the same.

@@ -208,10 +208,19 @@ impl Members {
 
     /// Each unit's members live in the namespaces of its main process.
     fn check_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
+        let ours = super::family::namespaces(std::process::id() as i32).pid;
         for (index, unit) in units.iter().enumerate() {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
+            if main.namespaces.pid != ours {
+                // Its processes have other ids inside, which is what the image would have to know.
+                let remedy = "restart the unit, so that it runs without a PID namespace of its own";
+                let text = "it lives in a PID namespace of its own".to_owned();
+                let pid = main.live.pid().as_raw();
+                problems.push(refusal("namespace", &unit.name, pid, "ns/pid".to_owned(), &text, remedy));
+                continue;
+            }
             for member in of_unit() {
                 let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");

@@ -20,6 +20,7 @@ use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::memory::{Ground, Script, script};
 use super::opened::Opened;
+use super::pidspace::PidSpaces;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
@@ -68,10 +69,15 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let image = read_state(&request.image)?;
     nursery::raise_descriptor_limit()?;
     let blockade = Blockade::below(tables::floor(&image))?;
-    let places = Places::open(&image, &request.units)?;
+    let mut places = Places::open(&image, &request.units)?;
     let plan = Plan::of(&image, spare_ids())?;
-    ids::wait_until_free(&image)?;
     nursery::block_signals()?;
+    let (mut spaces, mut taken) = (PidSpaces::default(), None);
+    if let Err(failure) = ids::wait_until_free(&image) {
+        spaces = PidSpaces::make(&mut places, &image)?;
+        taken = Some(format!("{failure}: the members have PID namespaces of their own"));
+    }
+    let places = places;
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;
     clock.lap("plan");
@@ -87,10 +93,12 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     rebuild.set_up_threads()?;
     rebuild.late_calls()?;
     clock.lap("threads");
-    let warnings = std::mem::take(&mut rebuild.warnings);
+    let mut warnings = std::mem::take(&mut rebuild.warnings);
+    warnings.extend(taken);
+    let units = main_processes(&image, &rebuild.members);
+    spaces.go()?;
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
-    let units = main_processes(&image);
     Ok(Report { processes, threads, units, stages: clock.laps, warnings })
 }
 
@@ -144,11 +152,11 @@ fn find_hole(mut used: Vec<(u64, u64)>) -> Option<VirtAddr> {
     (at < LAST).then(|| VirtAddr(at + nursery::PAGE))
 }
 
-/// The main processes of the units, by the pids of the image.
-fn main_processes(image: &GroupImage) -> Vec<UnitMain> {
+/// The main processes of the units, by their pids in our PID namespace.
+fn main_processes(image: &GroupImage, members: &Members) -> Vec<UnitMain> {
     let main = |u: &ckpt_image::records::UnitRecord| UnitMain {
         unit: u.name.clone(),
-        main_pid: u.main_pid.map_or(0, |p| p.0),
+        main_pid: u.main_pid.and_then(|p| members.get(&p)).map_or(0, |m| m.tid().as_raw()),
     };
     image.units.iter().map(main).collect()
 }

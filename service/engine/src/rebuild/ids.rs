@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ckpt_image::records::{GroupImage, Pid};
-use ckpt_sys::cgroup;
 
 use super::Failure;
 use super::tree::Plan;
@@ -13,20 +12,12 @@ use super::tree::Plan;
 /// How long an ended process may take to be waited for by its parent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What can be told of a restore before anything is stopped: that there is a way to grow the tree, and that no stranger has an id it needs.
-/// Processes in the cgroups of the group's units are no strangers: they end first.
+/// What can be told of a restore before anything is stopped: that there is a way to grow the tree. Ids that others have are no
+/// obstacle: the members get PID namespaces of their own then.
 ///
 /// Errors: NotRestorable, Unsupported, Corrupt.
 pub fn check(image: &GroupImage) -> Result<(), Failure> {
-    let wanted = needed(image)?;
-    let stranger = |pid: &&Pid| {
-        let place = cgroup::of_process(nix::unistd::Pid::from_raw(pid.0));
-        place.is_ok_and(|place| !image.units.iter().any(|unit| below(&place, &unit.cgroup)))
-    };
-    match wanted.iter().find(stranger) {
-        Some(pid) => Err(taken(*pid)),
-        None => Ok(()),
-    }
+    needed(image).map(drop)
 }
 
 /// Waits until ended processes that have ids of the image are waited for. Error: a living process has one.
@@ -55,10 +46,6 @@ fn needed(image: &GroupImage) -> Result<BTreeSet<Pid>, Failure> {
     Ok(ids)
 }
 
-fn below(cgroup: &str, unit: &str) -> bool {
-    cgroup.strip_prefix(unit).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 /// Whether a process is a zombie, or its last thread is about to be one.
 fn has_ended(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -68,20 +55,12 @@ fn has_ended(pid: Pid) -> bool {
 
 fn taken(pid: Pid) -> Failure {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Failure::not_restorable(format!("its process id is in use by {}; end that process", name.trim()))
-        .of_pid(pid.0)
+    Failure::not_restorable(format!("its process id is in use by {}", name.trim())).of_pid(pid.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cgroup_is_below_a_unit_by_whole_names() {
-        assert!(below("/a.slice/b.service", "/a.slice/b.service"));
-        assert!(below("/a.slice/b.service/sub", "/a.slice/b.service"));
-        assert!(!below("/a.slice/b.service2", "/a.slice/b.service"));
-    }
 
     #[test]
     fn a_living_process_has_not_ended() {

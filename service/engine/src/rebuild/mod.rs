@@ -20,6 +20,7 @@ pub mod memory;
 mod notify;
 mod opened;
 mod parentage;
+mod pidspace;
 mod places;
 mod process;
 mod release;

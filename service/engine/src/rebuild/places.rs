@@ -83,6 +83,20 @@ impl Places {
         self.home.enter(&place.namespaces).map_err(|e| Failure::from(e).of_unit(&place.name))
     }
 
+    /// Puts a unit into other namespaces than those of its stub.
+    pub fn replace(&mut self, unit: UnitIndex, namespaces: Namespaces) -> Result<(), Failure> {
+        match self.places.get_mut(unit.index()) {
+            Some(place) => place.namespaces = namespaces,
+            None => return Err(Failure::corrupt(format!("there is no unit {unit}"))),
+        }
+        Ok(())
+    }
+
+    /// Whether a unit has a mount namespace of its own.
+    pub fn has_own_mounts(&self, unit: UnitIndex) -> Result<bool, Failure> {
+        Ok(!self.get(unit)?.namespaces.same_mounts(&self.home))
+    }
+
     /// Whether two units have the same namespaces.
     pub fn together(&self, one: UnitIndex, other: UnitIndex) -> Result<bool, Failure> {
         Ok(one == other || self.get(one)?.namespaces.same(&self.get(other)?.namespaces))
