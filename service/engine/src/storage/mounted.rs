@@ -61,13 +61,14 @@ impl Mounted {
                 below.display()
             )));
         }
-        Self::locate(&mount).map(Some).map_err(|e| {
+        let source = device(&mount, &file);
+        Self::locate(&mount, source).map(Some).map_err(|e| {
             Error::io(format!("reach the subvolume {} of {}", mount.root.display(), mount.source), e)
         })
     }
 
-    fn locate(mount: &Mount) -> Result<Location, Errno> {
-        let whole = detached_mount::btrfs(&mount.source, Path::new("/"))?;
+    fn locate(mount: &Mount, source: String) -> Result<Location, Errno> {
+        let whole = detached_mount::btrfs(&source, Path::new("/"))?;
         // mountinfo(5): the root of a mount of a subvolume is its path in the file system.
         let path = mount.root.strip_prefix("/").unwrap_or(&mount.root);
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -78,7 +79,7 @@ impl Mounted {
             mounted: Some(Self {
                 point: mount.point.clone(),
                 attributes: Attributes::parse(&mount.options),
-                source: mount.source.clone(),
+                source,
                 path: mount.root.clone(),
             }),
         })
@@ -98,6 +99,19 @@ impl Mounted {
         open_directory(location.parent.as_fd(), &Path::new(&location.name).join(within))
             .map_err(|e| Error::io(format!("open {}", group.display()), e))
     }
+}
+
+/// A device of the file system that can be opened: the one that mountinfo names, or one by its name in sysfs (the kernel keeps the
+/// name under which it saw the device first, which may be of another mount namespace or gone).
+fn device(mount: &Mount, file: &File) -> String {
+    if Path::new(&mount.source).exists() {
+        return mount.source.clone();
+    }
+    let Ok(uuid) = btrfs::file_system_uuid(file.as_fd()) else { return mount.source.clone() };
+    let devices = std::fs::read_dir(format!("/sys/fs/btrfs/{uuid}/devices"));
+    let names = devices.into_iter().flatten().flatten().map(|d| Path::new("/dev").join(d.file_name()));
+    let found = names.filter(|p| p.exists()).find_map(|p| p.to_str().map(str::to_owned));
+    found.unwrap_or_else(|| mount.source.clone())
 }
 
 impl Exchanged {
