@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, SysvRecord, UnitRecord};
+use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitRecord};
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
 use ckpt_sys::thread::Deadline;
 
@@ -113,6 +113,10 @@ impl Capture {
             spaces.push(space);
         }
         refuse(group, memory.problems())?;
+        let living: Vec<_> =
+            people.processes.iter().filter(|p| p.body.is_some()).map(|p| (p.unit, p.pid.0)).collect();
+        let (sysv, problems) = sysv::look(&living, |unit| self.units[unit.index()].name.clone())?;
+        refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects).map_err(|e| e.for_group(group))?;
         archive_ephemeral(&mut self.units, directory)?;
         in_time(group, deadline)?;
@@ -124,9 +128,6 @@ impl Capture {
             .iter()
             .find_map(|p| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate)))
             .unwrap_or(0);
-        let living: Vec<_> =
-            people.processes.iter().filter(|p| p.body.is_some()).map(|p| (p.unit, p.pid.0)).collect();
-        let sysv = SysvRecord { semaphores: sysv::semaphores(&living)? };
         let image = GroupImage {
             units: self.units,
             processes: people.processes,
