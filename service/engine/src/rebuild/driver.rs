@@ -202,7 +202,13 @@ impl<'a> Rebuild<'a> {
         let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
         let ground = Ground::of_ourselves(runner)?;
         let scripts = image.spaces.iter().map(|space| script(space, &image.objects, &pages, &ground));
-        let scripts = scripts.collect::<Result<Vec<_>, _>>()?;
+        let mut scripts = scripts.collect::<Result<Vec<_>, _>>()?;
+        for set in &image.sysv.semaphores {
+            let user = living(image).find(|(process, _)| process.unit == set.unit);
+            if let Some(script) = user.and_then(|(_, body)| scripts.get_mut(body.space.index())) {
+                script.set_semaphores(set);
+            }
+        }
         // From here on epoll instances need the numbers that members use.
         drop(blockade);
         let mut host = Host::new(image, places, &pages, &contents);

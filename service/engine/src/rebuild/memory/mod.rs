@@ -20,7 +20,7 @@ mod run;
 mod tests;
 
 use ckpt_image::PageReader;
-use ckpt_image::records::{FileId, LayoutRecord, ObjectId, ObjectRecord, SpaceRecord};
+use ckpt_image::records::{FileId, LayoutRecord, ObjectId, ObjectRecord, SemaphoreSetRecord, SpaceRecord};
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
@@ -225,6 +225,16 @@ impl Script {
             _ => None,
         });
         arguments.chain(self.blobs.iter().flat_map(|blob| blob.fds.iter().map(|(_, fd)| *fd))).collect()
+    }
+
+    /// Gives System V semaphores their values from inside a member, so that it is the last who used them, as before: by that the next
+    /// checkpoint knows that they are the group's. The set must be there.
+    pub fn set_semaphores(&mut self, set: &SemaphoreSetRecord) {
+        const SETALL: u64 = 17;
+        let bytes = set.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let values = self.blob(Blob { bytes, ..Blob::default() });
+        let args = [v(set.semid as u64), v(0), v(SETALL), Arg::Data(values), v(0), v(0)];
+        self.must(libc::SYS_semctl, args);
     }
 
     fn blob(&mut self, blob: Blob) -> usize {
