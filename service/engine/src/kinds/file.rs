@@ -5,12 +5,15 @@ use std::path::Path;
 
 use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, FileSource, Pid};
 use ckpt_sys::descriptor::{fdinfo::LockKind, make};
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::stat::fstat;
+use nix::sys::statfs::fstatfs;
 use nix::unistd::Whence;
 
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::{Error, Refusal};
+use super::{Error, Refusal, unix_name};
 use crate::capture::files::Seen;
 
 /// Character devices whose descriptions hold no state: major, minor.
@@ -26,6 +29,9 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     if !path_only {
         refuse_type(found)?;
+    }
+    if !deleted {
+        refuse_unreachable(found, path)?;
     }
     let file = record(cx, found, path, deleted)?;
     if !path_only {
@@ -108,10 +114,48 @@ fn proc_file(
     Err(Refusal::new("proc-file", text, "close it"))
 }
 
+/// A file whose path leads nowhere could not be opened again: its file system was unmounted, or is of another mount namespace.
+fn refuse_unreachable(found: &Found, path: &Path) -> Result<(), Refusal> {
+    let pid = found.place.pid;
+    let root = std::fs::read_link(format!("/proc/{pid}/root"));
+    let changed_root = root.is_ok_and(|root| root != Path::new("/"));
+    if found.in_flight || changed_root || path.starts_with("/proc") {
+        return Ok(());
+    }
+    let there = !matches!(unix_name::lookup(pid, path), Err(Errno::ENOENT | Errno::ENOTDIR));
+    // It may have been removed since its path was read, if the group is running.
+    if there || fstat(found.fd()).is_ok_and(|stat| stat.st_nlink == 0) {
+        return Ok(());
+    }
+    let text = "its path leads nowhere in the file systems of its process";
+    Err(Refusal::new("path-unreachable", text, "close it, or keep its file system mounted"))
+}
+
+/// File systems whose files are objects of another kind.
+fn refuse_file_system(found: &Found) -> Result<(), Refusal> {
+    const MQUEUE: i64 = 0x1980_0202;
+    const SECRET_MEMORY: i64 = 0x5345_434d;
+    let kind = fstatfs(found.fd()).map(|fs| fs.filesystem_type().0);
+    match kind {
+        Ok(MQUEUE) => Err(Refusal::new(
+            "message-queue",
+            "a POSIX message queue cannot be captured",
+            "close it before the checkpoint",
+        )),
+        Ok(SECRET_MEMORY) => Err(Refusal::new(
+            "secret-memory",
+            "memory of memfd_secret(2) cannot be read, and so not be captured",
+            "configure the application not to use it",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn refuse_type(found: &Found) -> Result<(), Refusal> {
     let rdev = (libc::major(found.stat.st_rdev).into(), libc::minor(found.stat.st_rdev).into());
     match found.stat.st_mode & libc::S_IFMT {
-        libc::S_IFREG | libc::S_IFDIR => Ok(()),
+        libc::S_IFREG => refuse_file_system(found),
+        libc::S_IFDIR => Ok(()),
         libc::S_IFCHR if STATELESS_DEVICES.contains(&rdev) => Ok(()),
         libc::S_IFCHR if rdev == KMSG && found.flags() as i32 & libc::O_ACCMODE == libc::O_WRONLY => Ok(()),
         libc::S_IFCHR if matches!(rdev.0, 4 | 5 | 136..=143) => Err(Refusal::new(

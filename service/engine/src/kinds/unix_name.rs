@@ -33,6 +33,7 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
     let pid = found.place.pid;
     let relative = path.is_relative();
     let node = lookup(pid, &path)
+        .ok()
         .filter(|stat| node_ino == Some(stat.st_ino as u32) && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK)
         .map(|stat| UnixNode { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid });
     let directory = match relative {
@@ -43,14 +44,14 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
 }
 
 /// What a path is for a process: links on its way are followed within its root (openat2(2), Linux 5.6).
-fn lookup(pid: i32, path: &Path) -> Option<FileStat> {
+pub(super) fn lookup(pid: i32, path: &Path) -> Result<FileStat, Errno> {
     let base = if path.is_relative() { "cwd" } else { "root" };
     let base = format!("/proc/{pid}/{base}");
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    let base = open(base.as_str(), flags | OFlag::O_DIRECTORY, Mode::empty()).ok()?;
+    let base = open(base.as_str(), flags | OFlag::O_DIRECTORY, Mode::empty())?;
     let within = if path.is_relative() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_IN_ROOT };
     let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW).resolve(within);
-    fstat(openat2(&base, path, how).ok()?).ok()
+    fstat(openat2(&base, path, how)?)
 }
 
 /// A node that is aside until the group is rebuilt.

@@ -30,6 +30,8 @@ type Sockets = Arc<HashMap<u32, UnixSocket>>;
 pub(super) struct Peers {
     namespaces: HashMap<u64, Sockets>,
     met: HashMap<DescriptionId, (UnixSocket, Sockets)>,
+    /// There are queues that were not looked into, since the group is running.
+    pub unseen: bool,
 }
 
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
@@ -161,6 +163,7 @@ fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec
     let failed = Refusal::call("recvmsg(MSG_PEEK)");
     let nothing = socket::ready(fd, libc::POLLIN).map_err(&failed)? & libc::POLLIN == 0;
     if cx.depth == Depth::Surface || nothing {
+        cx.unix.unseen |= !nothing;
         return Ok(Vec::new());
     }
     let mut queue = Vec::new();

@@ -380,6 +380,45 @@ fn inotify_watches_have_their_numbers() {
 }
 
 #[test]
+fn a_pipe_whose_other_end_is_elsewhere_is_told() {
+    let Some(_alone) = alone() else { return };
+    let (r, w) = nix::unistd::pipe().unwrap();
+    for depth in [Depth::Surface, Depth::Contents] {
+        let (captured, ..) = capture(&[r.as_raw_fd()], depth);
+        assert_eq!(captured.problems.iter().map(|p| p.code.as_str()).collect::<Vec<_>>(), ["pipe-outside"]);
+    }
+    let (a, b) = socket::pair(libc::SOCK_STREAM).unwrap();
+    message::send(a.as_fd(), b"x", &[], &[w.as_fd()], None).unwrap();
+    drop(w);
+    for depth in [Depth::Surface, Depth::Contents] {
+        let (captured, ..) = capture(&[&r, &a, &b].map(AsRawFd::as_raw_fd), depth);
+        assert!(captured.problems.is_empty(), "in flight: {:?}", captured.problems);
+    }
+}
+
+#[test]
+fn a_file_whose_path_leads_nowhere_is_refused() {
+    let Some(_alone) = alone() else { return };
+    let here: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+    let elsewhere = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c"])
+        .arg("mount -t tmpfs none /mnt && exec 9>/mnt/ckpt-file && umount -l /mnt && echo && read x")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn();
+    let Ok(mut child) = elsewhere else { return println!("skipped: needs unshare(1)") };
+    use std::io::Read;
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let process = descriptor::open_process(child.id() as i32).unwrap();
+    let file = descriptor::take(process.as_fd(), 9).unwrap();
+    let (captured, ..) = capture(&[here.as_raw_fd(), file.as_raw_fd()], Depth::Surface);
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    let codes: Vec<_> = captured.problems.iter().map(|p| p.code.as_str()).collect();
+    assert_eq!(codes, ["path-unreachable"], "{:?}", captured.problems);
+}
+
+#[test]
 fn what_cannot_be_captured_is_refused_by_name() {
     let Some(_alone) = alone() else { return };
     let tun = socket::socket(libc::AF_PACKET, libc::SOCK_RAW, 0).unwrap();
