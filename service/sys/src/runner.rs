@@ -28,6 +28,21 @@ use crate::thread::{Deadline, Running, Step, Stop, Stopped};
 
 global_asm!(
     ".pushsection .rodata.ckpt_runner,\"a\",@progbits",
+    // Whoever names a label may be compiled into another object file than this.
+    ".globl ckpt_runner_start",
+    ".hidden ckpt_runner_start",
+    ".globl ckpt_runner_sign",
+    ".hidden ckpt_runner_sign",
+    ".globl ckpt_runner_trap",
+    ".hidden ckpt_runner_trap",
+    ".globl ckpt_runner_boot",
+    ".hidden ckpt_runner_boot",
+    ".globl ckpt_runner_boot_sign",
+    ".hidden ckpt_runner_boot_sign",
+    ".globl ckpt_runner_words",
+    ".hidden ckpt_runner_words",
+    ".globl ckpt_runner_end",
+    ".hidden ckpt_runner_end",
     ".balign 64",
     "ckpt_runner_start:",
     // -- the loop: r12 the call, r13 how many are left
