@@ -27,6 +27,12 @@ pub const SLOTS: usize = (SIZE - HEADER) / size_of::<Slot>();
 /// its reader by SIGBUS.
 pub const REQUIRED_SEALS: i32 = 0x2 | 0x4;
 
+/// Whether bytes are the head of a table of this version.
+pub fn is_head(head: &[u8; HEADER]) -> bool {
+    let numbers = [VERSION.to_ne_bytes(), (SIZE as u32).to_ne_bytes()];
+    head[..8] == MAGIC.to_ne_bytes() && head[8..16] == *numbers.as_flattened()
+}
+
 /// How many bytes of a table were ever used, told by its first [`HEADER`] bytes: at least those and at most [`SIZE`],
 /// whatever they hold. Behind it are holes, which reading would fill with pages.
 pub fn used_bytes(head: &[u8; HEADER]) -> usize {

@@ -184,6 +184,7 @@ fn what_was_never_used_need_not_be_read() {
     memory.look().unwrap().take_slot(1).unwrap();
     memory.look().unwrap().take_slot(2).unwrap();
     assert_eq!(ckpt_wire::used_bytes(&head(&memory)), ckpt_wire::HEADER + 2 * 64);
+    assert!(ckpt_wire::is_head(&head(&memory)) && !ckpt_wire::is_head(&head(&Memory::new())));
     memory.fill(20, &[0xff; 4]);
     assert!(ckpt_wire::used_bytes(&head(&memory)) <= SIZE);
 }

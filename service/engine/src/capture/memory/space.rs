@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::classify::record_flags;
 use super::copy::{Piece, Source};
 use super::plan::describe;
-use super::{Capture, Class, Member, MemoryError, PAGE, classify};
+use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, classify};
 use crate::capture::{Files, Objects};
 
 const MCL_FUTURE: u32 = 2;
@@ -77,6 +77,9 @@ impl Capture {
             Ok(Class::Vvar) => MappingKind::Vvar,
             Ok(Class::Anonymous) => MappingKind::Anonymous,
             Ok(Class::Gate) => MappingKind::Gate { content: gate_content(member, mapping)? },
+            Ok(Class::Object(ObjectClass::Anonymous)) if is_nameless_gate(member, mapping) => {
+                MappingKind::Gate { content: gate_content(member, mapping)? }
+            }
             Ok(Class::Object(class)) => MappingKind::Object {
                 object: self.mapped_object(member, mapping, class, objects)?,
                 offset: mapping.offset,
@@ -160,16 +163,27 @@ fn is_runner(tid: Pid, mapping: &Mapping) -> bool {
     flags.is_some_and(|flags| flags.has(b"dd") && flags.has(b"dc")) && inject::is_area(tid, mapping.range)
 }
 
+/// Whether shared memory without a name is the preload library's table: it has no memfd under a seccomp filter.
+fn is_nameless_gate(member: &Member<'_>, mapping: &Mapping) -> bool {
+    if !mapping.shared || mapping.offset != 0 || mapping.range.len() != ckpt_wire::SIZE as u64 {
+        return false;
+    }
+    let head = gate_head(member, mapping, ckpt_wire::HEADER);
+    head.is_ok_and(|head| head.as_slice().try_into().is_ok_and(ckpt_wire::is_head))
+}
+
 /// The preload library's table, as far as it was ever used.
 fn gate_content(member: &Member<'_>, mapping: &Mapping) -> Result<Vec<u8>, MemoryError> {
-    let read = |len: usize| {
-        let mut content = vec![0; (mapping.range.len() as usize).min(len)];
-        let range = AddrRange::new(mapping.range.start, content.len() as u64);
-        gather(Pid::from_raw(member.tid), &[range], &mut content)?;
-        Ok::<_, MemoryError>(content)
-    };
-    let head = read(ckpt_wire::HEADER)?;
-    read(head.as_slice().try_into().map_or(0, ckpt_wire::used_bytes))
+    let head = gate_head(member, mapping, ckpt_wire::HEADER)?;
+    gate_head(member, mapping, head.as_slice().try_into().map_or(0, ckpt_wire::used_bytes))
+}
+
+/// The first `len` bytes of a mapping, or all of it.
+fn gate_head(member: &Member<'_>, mapping: &Mapping, len: usize) -> Result<Vec<u8>, MemoryError> {
+    let mut head = vec![0; (mapping.range.len() as usize).min(len)];
+    let range = AddrRange::new(mapping.range.start, head.len() as u64);
+    gather(Pid::from_raw(member.tid), &[range], &mut head)?;
+    Ok(head)
 }
 
 fn layout_record(tid: Pid, brk: u64) -> Result<LayoutRecord, MemoryError> {
