@@ -120,6 +120,7 @@ impl Service {
         .await??;
         for name in names {
             self.sync(&name).await?;
+            self.publish_config(&name).await;
         }
         Ok(())
     }
@@ -134,6 +135,7 @@ impl Service {
             (known.config, known.enabled) = (group.config.clone(), true);
         }
         self.sync(&group.name).await?;
+        self.publish_config(&group.name).await;
         journal::enabled(&group, true);
         Ok(group.name)
     }
@@ -190,6 +192,7 @@ impl Service {
             known.enabled = false;
         }
         self.sync_group(name).await?;
+        self.publish_config(name).await;
         journal::enabled(&group, false);
         Ok(())
     }

@@ -137,7 +137,9 @@ impl Service {
         for info in before.iter().filter(|b| now.iter().all(|i| i.id != b.id)) {
             self.unpublish_checkpoint(info).await?;
         }
-        if before.first().map(|c| &c.id) != now.first().map(|c| &c.id) {
+        let newest =
+            |list: &[CheckpointInfo]| list.iter().find(|c| c.state == "durable").map(|c| c.id.clone());
+        if newest(&before) != newest(&now) {
             self.publish_last(group).await;
         }
         Ok(())
@@ -155,6 +157,17 @@ impl Service {
         let _ = self.connection()?.object_server().remove::<CheckpointObject, _>(&path).await;
         let _ = self.manager().await?.checkpoint_removed(&info.group, &info.id).await;
         Ok(())
+    }
+
+    /// Group1.Enabled and what comes from the group's file.
+    pub(super) async fn publish_config(&self, group: &str) {
+        let path = names::group_path(group);
+        if let Ok(object) = self.interface::<GroupObject>(path.as_str()).await {
+            let this = object.get().await;
+            let _ = this.enabled_changed(object.signal_emitter()).await;
+            let _ = this.slice_changed(object.signal_emitter()).await;
+            let _ = this.subvolumes_changed(object.signal_emitter()).await;
+        }
     }
 
     async fn publish_last(&self, group: &str) {

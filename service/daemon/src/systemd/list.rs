@@ -31,6 +31,8 @@ pub async fn units(bridge: &Bridge, group: &Group) -> Result<Vec<Unit>, Error> {
             units.push(unit);
         }
     }
+    units.sort_by(|a, b| a.name.cmp(&b.name));
+    units.dedup_by(|a, b| a.name == b.name);
     Ok(units)
 }
 
@@ -96,11 +98,13 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
     let service = bridge.service(&path).await?;
     let of = |e: zbus::Error| failed(name, &e);
     let main_pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
+    let unit = bridge.unit(&path).await?;
     let runtime = service.runtime_directory().await.map_err(of)?;
     Ok(Unit {
-        name: name.to_owned(),
+        // A unit may have been named by an alias (redis.service): one unit has one name.
+        name: unit.id().await.map_err(of)?,
         cgroup: service.control_group().await.map_err(of)?,
-        active_state: bridge.unit(&path).await?.active_state().await.map_err(of)?,
+        active_state: unit.active_state().await.map_err(of)?,
         main_pid,
         // Since v250 a directory may have symlinks, `name:link` (systemd.exec(5)).
         runtime_directories: runtime

@@ -37,6 +37,8 @@ pub trait Manager {
 )]
 pub trait Unit {
     #[zbus(property)]
+    fn id(&self) -> zbus::Result<String>;
+    #[zbus(property)]
     fn load_state(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn active_state(&self) -> zbus::Result<String>;
