@@ -12,71 +12,25 @@
 //! the thread is where it was, in the kernel's eyes too: the system call that the stop interrupted is restarted, or
 //! answered with EINTR for a handler, by the kernel itself.
 
-use std::mem;
+mod area;
+mod held;
+
 use std::time::Duration;
 
 use nix::unistd::Pid;
 
+pub use self::area::is_area;
+use self::held::{At, Held, run_out};
 use crate::batch::{Batch, Outcome, Slot, words};
 use crate::error::{Error, Result};
 use crate::ptrace::Registers;
-use crate::restart::{self, CriticalSection};
+use crate::restart;
 use crate::runner::{self, read_outcome};
 use crate::seize::Process;
 use crate::task::{self, Status};
-use crate::thread::{Deadline, Running, Stop, Stopped};
+use crate::thread::{Deadline, Stop, Stopped};
 use crate::vdso::{Header, Place};
 use crate::{AddrRange, VirtAddr, remote, seccomp};
-
-/// Untouched room below each slot: a signal handler may run there in the one case that nobody expects (we die while a signal waits).
-const ROOM: u64 = 8192;
-/// The slot of the first thread, for what concerns the whole process.
-const FIRST: u64 = 16384;
-/// The slots of the other threads.
-const OTHER: u64 = 4096;
-/// What the first bytes of the area are.
-const AREA_MAGIC: &[u8; 16] = b"ckpt-slots\0\0\0\0\0\x01";
-
-/// Whether these pages of a process are the runner's slots: ours, to be left out of an image.
-#[must_use]
-pub fn is_area(pid: Pid, range: AddrRange) -> bool {
-    let mut head = [0; 24];
-    remote::read(pid, range.start, &mut head).is_ok() && head == area_head(range.len())
-}
-
-/// The first bytes of an area: what it is, and its length, so that a neighbour that merged with it is not taken for it.
-fn area_head(len: u64) -> [u8; 24] {
-    let mut head = [0; 24];
-    head[..16].copy_from_slice(AREA_MAGIC);
-    head[16..].copy_from_slice(&len.to_le_bytes());
-    head
-}
-
-/// A stopped thread of a live member.
-#[derive(Debug)]
-struct Held {
-    at: At,
-    tid: Pid,
-    stop: Stop,
-    /// As the kernel showed them at the stop.
-    at_stop: Registers,
-    /// With which it goes on.
-    registers: Registers,
-    mask: u64,
-    /// A signal that it does not block waited for it; looked at only where it matters (EINTR).
-    signal_pending: bool,
-}
-
-/// Where a held thread is.
-#[derive(Debug)]
-enum At {
-    /// In ptrace-stop.
-    Stopped(Stopped),
-    /// In its batch.
-    Running(Running),
-    /// Ended, or let go after a failure; it goes on by itself.
-    Lost,
-}
 
 /// A live process all of whose threads are held, ready to run batches.
 #[derive(Debug)]
@@ -263,8 +217,8 @@ impl Live {
         if (-4095..0).contains(&(area as i64)) {
             return Err(Error::NoRunner { pid: self.pid, why: "mmap fails in it" });
         }
-        let len = area_len(threads);
-        remote::write(self.pid, VirtAddr(area), &area_head(len))?;
+        let len = area::len(threads);
+        remote::write(self.pid, VirtAddr(area), &area::head(len))?;
         self.unmarked = true;
         self.take_area(place, Header { area: (area, len), threads, busy: false })
     }
@@ -294,7 +248,7 @@ impl Live {
 
     /// Whether the area that the header tells of is there and ours.
     fn is_area(&self, header: &Header) -> bool {
-        let len = area_len(header.threads);
+        let len = area::len(header.threads);
         header.area.1 == len && is_area(self.pid, AddrRange::new(VirtAddr(header.area.0), len))
     }
 
@@ -302,7 +256,7 @@ impl Live {
     fn boot(&mut self, place: Place, threads: u64) -> Result<()> {
         let threads = threads.next_power_of_two();
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-        let args = [0, area_len(threads), (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
+        let args = [0, area::len(threads), (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
         if !self.allows(libc::SYS_mmap, &args) {
             return Err(Error::NoRunner { pid: self.pid, why: "its seccomp filter does not allow mmap" });
         }
@@ -329,7 +283,7 @@ impl Live {
     /// slots out of core files, forks and their neighbours.)
     pub fn batch(&mut self, thread: usize) -> Result<Batch> {
         let area = self.area().ok_or(Error::NoRunner { pid: self.pid, why: "it is not prepared" })?;
-        let mut batch = Batch::new(slot(area.start, thread as u64));
+        let mut batch = Batch::new(area::slot(area.start, thread as u64));
         if thread == 0 && std::mem::take(&mut self.unmarked) {
             for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
                 let args = [area.start.0, area.len(), advice as u64, 0, 0, 0];
@@ -427,192 +381,5 @@ impl Live {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// Bytes for the slots of this many threads.
-fn area_len(threads: u64) -> u64 {
-    ROOM + FIRST + (ROOM + OTHER) * threads.saturating_sub(1)
-}
-
-/// The slot of a thread, by its place.
-fn slot(area: VirtAddr, thread: u64) -> Slot {
-    match thread {
-        0 => Slot { base: area.add(ROOM), len: FIRST },
-        n => Slot { base: area.add(area_len(n) + ROOM), len: OTHER },
-    }
-}
-
-/// The signal that is the sign. As long as we live it never reaches the process; if we die it does, so it is one that means nothing there:
-///
-/// 1. ignored, by default or by its will, and not blocked, so that none can be pending;
-/// 2. ignored, blocked (C libraries block all for moments), and `pending` holds none;
-/// 3. caught (Go catches every signal), one whose handlers must bear that it comes for nothing, and none is pending.
-fn sign(status: &Status, mask: u64, pending: impl FnOnce() -> u64) -> Option<i32> {
-    let bit = |signal: i32| 1u64 << (signal - 1);
-    let quiet = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
-    let ignored =
-        (1..32).filter(|s| status.ignored & bit(*s) != 0 && !matches!(*s, libc::SIGCONT | libc::SIGCHLD));
-    let is_caught = |signal: &i32| status.caught & bit(*signal) != 0;
-    let all: Vec<i32> = quiet.into_iter().chain(ignored).filter(|s| !is_caught(s)).collect();
-    let open = all.iter().find(|s| mask & bit(**s) == 0).copied();
-    open.or_else(|| {
-        let pending = pending();
-        all.into_iter().chain(quiet).find(|s| pending & bit(*s) == 0)
-    })
-}
-
-/// Lets a thread end what a dead predecessor made it do.
-fn run_out(thread: Stopped, code: AddrRange, deadline: Deadline) -> Result<Stopped> {
-    let mut thread = thread;
-    while code.contains(VirtAddr(thread.registers()?.rip)) {
-        let tid = thread.tid();
-        let signal = match thread.reason() {
-            Stop::Signal(signal) if !matches!(signal, libc::SIGURG | libc::SIGWINCH | libc::SIGCHLD) => {
-                signal
-            }
-            _ => 0,
-        };
-        let running = thread.resume(signal).map_err(|(_, e)| e)?;
-        std::thread::sleep(Duration::from_micros(50));
-        thread = running.stop(deadline).map_err(|(_, e)| e)?.stopped(tid)?;
-    }
-    Ok(thread)
-}
-
-impl Held {
-    /// Reads registers and mask; a call that answered EINTR to our stop alone will restart.
-    fn new(thread: Stopped) -> Result<Self> {
-        let (tid, stop) = (thread.tid(), thread.reason());
-        let at_stop = thread.registers()?;
-        let mask = thread.signal_mask()?;
-        let (mut registers, mut signal_pending) = (at_stop, false);
-        if at_stop.rax as i64 == -i64::from(libc::EINTR) {
-            signal_pending = task::status(tid).is_ok_and(|s| (s.pending | s.shared_pending) & !mask != 0);
-            registers = restart::live(&at_stop, signal_pending);
-            thread.set_registers(&registers)?;
-        }
-        Ok(Self { at: At::Stopped(thread), tid, stop, at_stop, registers, mask, signal_pending })
-    }
-
-    fn stopped(&self) -> Result<&Stopped> {
-        match &self.at {
-            At::Stopped(thread) => Ok(thread),
-            _ => Err(Error::Gone(self.tid)),
-        }
-    }
-
-    /// The signal that is the sign in this thread.
-    fn sign(&self, status: &Status) -> Result<i32> {
-        let pending = || task::status(self.tid).map_or(u64::MAX, |s| s.pending | s.shared_pending);
-        let why = "every signal that could be the sign is in use";
-        sign(status, self.mask, pending).ok_or(Error::NoRunner { pid: self.tid, why })
-    }
-
-    /// The kernel aborts a critical section of rseq(2) when it sees the thread leave it; in the runner it would see it too late.
-    fn leave_critical_section(&mut self) {
-        if let Ok(rip) = self.section_aborted(self.registers.rip) {
-            self.registers.rip = rip;
-        }
-    }
-
-    /// Where a thread at `rip` must go on, given the critical section it may be in.
-    fn section_aborted(&self, rip: u64) -> Result<u64> {
-        let Some(rseq) = self.stopped()?.rseq()? else { return Ok(rip) };
-        let section = remote::read_u64(self.tid, VirtAddr(rseq.address).add(8)).unwrap_or(0);
-        let mut bytes = [0; 32];
-        if section == 0 || remote::read(self.tid, VirtAddr(section), &mut bytes).is_err() {
-            return Ok(rip);
-        }
-        Ok(CriticalSection::parse(&bytes).resume_at(rip))
-    }
-
-    /// Sends the thread into the runner. From the first request on it finds its way back alone.
-    fn launch(&mut self, regs: &Registers, signal: i32) -> Result<()> {
-        let thread = self.stopped()?;
-        thread.set_registers(regs)?;
-        thread.set_signal_mask(!(1 << (signal - 1)))?;
-        self.resume(0)
-    }
-
-    /// Lets it run; if that fails it is let go.
-    fn resume(&mut self, signal: i32) -> Result<()> {
-        match mem::replace(&mut self.at, At::Lost) {
-            At::Stopped(thread) => {
-                self.at = At::Running(thread.resume(signal).map_err(|(_, e)| e)?);
-                Ok(())
-            }
-            other => {
-                self.at = other;
-                Err(Error::Gone(self.tid))
-            }
-        }
-    }
-
-    /// Waits for the sign at this place, puts the thread back as it was, and gives the registers of the runner's end.
-    fn collect(&mut self, signal: i32, sign_at: VirtAddr, deadline: Deadline) -> Result<Registers> {
-        loop {
-            let At::Running(running) = mem::replace(&mut self.at, At::Lost) else {
-                return Err(Error::Gone(self.tid));
-            };
-            let thread = match running.wait(deadline) {
-                Ok(waited) => waited.stopped(self.tid)?,
-                Err((running, e)) => {
-                    self.at = At::Running(running);
-                    return Err(e);
-                }
-            };
-            let reason = thread.reason();
-            let regs = thread.registers()?;
-            if reason == Stop::Signal(signal) && regs.rip == sign_at.0 {
-                thread.set_signal_mask(self.mask)?;
-                thread.set_registers(&self.registers)?;
-                self.at = At::Stopped(thread);
-                return Ok(regs);
-            }
-            self.at = At::Stopped(thread);
-            match reason {
-                Stop::Signal(libc::SIGSTOP) => self.resume(libc::SIGSTOP)?,
-                Stop::Signal(other) if other == signal => self.resume(0)?,
-                Stop::Interrupted | Stop::Group(_) => self.resume(0)?,
-                stop => {
-                    let stop = format!("{stop} at {:#x} in a batch", regs.rip);
-                    return Err(Error::UnexpectedStop { tid: self.tid, stop });
-                }
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slots_lie_side_by_side_with_room_below_each() {
-        let area = VirtAddr(0x10_0000);
-        let mut end = area;
-        for n in 0..5 {
-            let slot = slot(area, n);
-            assert_eq!(slot.base, end.add(ROOM));
-            end = slot.base.add(slot.len);
-            assert_eq!(end, area.add(area_len(n + 1)));
-        }
-    }
-
-    #[test]
-    fn the_sign_is_a_signal_without_meaning() {
-        let bit = |s: i32| 1u64 << (s - 1);
-        let mut status = Status::default();
-        let none = || 0;
-        assert_eq!(sign(&status, 0, none), Some(libc::SIGURG));
-        assert_eq!(sign(&status, bit(libc::SIGURG), none), Some(libc::SIGWINCH));
-        assert_eq!(sign(&status, u64::MAX, || bit(libc::SIGURG)), Some(libc::SIGWINCH));
-        status.caught = bit(libc::SIGURG) | bit(libc::SIGWINCH) | bit(libc::SIGCHLD);
-        assert_eq!(sign(&status, 0, none), Some(libc::SIGURG), "Go");
-        assert_eq!(sign(&status, 0, || bit(libc::SIGURG)), Some(libc::SIGWINCH));
-        assert_eq!(sign(&status, 0, || u64::MAX), None);
-        status.ignored = bit(libc::SIGPIPE);
-        assert_eq!(sign(&status, 0, none), Some(libc::SIGPIPE));
     }
 }
