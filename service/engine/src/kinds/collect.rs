@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use ckpt_image::records::{
-    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord, FileLock,
+    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
     OwnerRecord, Pid, PipeRecord, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, Place, fdinfo, make};
@@ -19,6 +19,10 @@ use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, pidfd,
 use super::{timerfd, unix_socket};
 use crate::capture::{Files, Objects};
 use crate::{Problem, Severity};
+
+mod table;
+
+use table::{add_posix_locks, numbers, raise_descriptor_limit, sockets_of};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -428,55 +432,4 @@ fn unknown(name: &str) -> Refusal {
         _ => ("descriptor-kind", "close it before the checkpoint"),
     };
     Refusal::new(code, format!("{name} cannot be captured"), remedy)
-}
-
-fn add_posix_locks(locks: &mut Vec<FileLock>, all: &[Arc<Found>], index: usize, info: &fdinfo::FdInfo) {
-    let found = &all[index];
-    for line in info.locks.iter().filter(|line| line.kind == fdinfo::LockKind::Posix) {
-        let len = line.end.map_or(0, |end| end + 1 - line.start);
-        let kind = if line.write { libc::F_WRLCK } else { libc::F_RDLCK };
-        let known = locks.iter().any(|lock| {
-            let other = &all[lock.description.index()];
-            (other.stat.st_dev, other.ino()) == (found.stat.st_dev, found.ino())
-                && (lock.start, lock.len) == (line.start, len)
-        });
-        let mode = found.flags() as i32 & libc::O_ACCMODE;
-        let fits = mode == libc::O_RDWR || (mode == libc::O_WRONLY) == line.write;
-        if !known && fits {
-            locks.push(FileLock { description: found.id, kind, start: line.start, len });
-        }
-    }
-}
-
-/// The descriptors of a process, ascending.
-fn numbers(pid: i32) -> Result<Vec<RawFd>, Errno> {
-    let failed = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-    let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {
-        if let Some(number) = entry.map_err(failed)?.file_name().to_str().and_then(|s| s.parse().ok()) {
-            numbers.push(number);
-        }
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// Inode numbers of the sockets a process has; empty if it may not be looked at.
-fn sockets_of(pid: i32) -> HashSet<u64> {
-    let Ok(fds) = numbers(pid) else { return HashSet::new() };
-    let link = |fd| std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
-    fds.into_iter()
-        .filter_map(link)
-        .filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok())
-        .collect()
-}
-
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        // What fails here shows later as EMFILE, with the call that met it.
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
 }
