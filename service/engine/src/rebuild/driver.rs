@@ -152,13 +152,19 @@ fn find_hole(mut used: Vec<(u64, u64)>) -> Option<VirtAddr> {
     (at < LAST).then(|| VirtAddr(at + nursery::PAGE))
 }
 
-/// The main processes of the units, by their pids in our PID namespace.
+/// The main processes of the units, by their pids in our PID namespace. A unit whose main process systemd did not know gets the first of
+/// its processes that is no child of a member.
 fn main_processes(image: &GroupImage, members: &Members) -> Vec<UnitMain> {
-    let main = |u: &ckpt_image::records::UnitRecord| UnitMain {
-        unit: u.name.clone(),
-        main_pid: u.main_pid.and_then(|p| members.get(&p)).map_or(0, |m| m.tid().as_raw()),
+    let first = |unit: usize| {
+        let roots = image.processes.iter().filter(|p| !members.contains_key(&p.ppid));
+        roots.filter(|p| p.unit.index() == unit).map(|p| p.pid).find(|pid| members.contains_key(pid))
     };
-    image.units.iter().map(main).collect()
+    let main = |(index, unit): (usize, &ckpt_image::records::UnitRecord)| {
+        let pid = unit.main_pid.filter(|pid| members.contains_key(pid)).or_else(|| first(index));
+        let main_pid = pid.and_then(|pid| members.get(&pid)).map_or(0, |m| m.tid().as_raw());
+        UnitMain { unit: unit.name.clone(), main_pid }
+    };
+    image.units.iter().enumerate().map(main).collect()
 }
 
 /// Tells systemd of the main processes, then ends the stubs.
