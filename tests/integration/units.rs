@@ -85,7 +85,7 @@ fn restore_service(name: &str) {
 fn a_restored_unit_is_like_any_other(name: &str) {
     let group = Group::new(name);
     group.enable();
-    let victim = group.victim("processes", "", "");
+    let victim = group.victim("processes", "", "TimeoutStopSec=2s");
     let before = (property(&victim.unit, "ExecStart"), property(&victim.unit, "Type"));
     group.checkpoint(&[]);
     group.kill();
@@ -97,8 +97,9 @@ fn a_restored_unit_is_like_any_other(name: &str) {
     let after = (property(&victim.unit, "ExecStart"), property(&victim.unit, "Type"));
     assert_eq!((path(&after.0), after.1), (path(&before.0), before.1), "no drop-in of the restore is left");
     let pid = victim.pid();
+    // Its children leave SIGTERM blocked, so that systemd ends them after the time-out.
     must(&["systemctl", "stop", &victim.unit]);
-    assert_eq!(property(&victim.unit, "ActiveState"), "inactive");
+    assert!(["inactive", "failed"].contains(&property(&victim.unit, "ActiveState").as_str()));
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
     let dir = property(&victim.unit, "ControlGroup");
     assert!(dir.is_empty() || !std::path::Path::new(&format!("/sys/fs/cgroup{dir}")).exists());
