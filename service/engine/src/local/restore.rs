@@ -12,7 +12,7 @@ use ckpt_image::{Manifest, read_state};
 
 use super::rebuilder;
 use super::{LocalEngine, precheck, verify};
-use crate::api::{Group, Job, RestoreInfo, RestoreRequest, Stage, Stub};
+use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub};
 use crate::error::Error;
 use crate::rebuild::Report;
 use crate::storage::{self, Undo};
@@ -38,12 +38,15 @@ pub fn run(
     engine.units.stop(&all_units(engine, group, &units)?, true)?;
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
-    let rebuilt = match rebuild(engine, &manifest, &units, &mut undo, job) {
+    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, job);
+    let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+    // A group that systemd does not take is not restored.
+    let adopted = rebuilt.and_then(|rebuilt| engine.units.adopt(&rebuilt.units).map(|()| rebuilt));
+    let rebuilt = match adopted {
         Ok(rebuilt) => rebuilt,
         Err(error) => return Err(give_up(engine, &units, undo, error)),
     };
-    let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
-    engine.units.adopt(&rebuilt.units)?;
+    rebuilt.warnings.iter().for_each(|text| job.event(Event::Warning(not_quite(text))));
     Ok(RestoreInfo {
         id: manifest.id.to_string(),
         group: group.name.clone(),
@@ -51,6 +54,19 @@ pub fn run(
         restore_usec,
         units: rebuilt.units,
     })
+}
+
+/// Something that did not come back as it was, for the journal.
+fn not_quite(text: &str) -> Problem {
+    Problem {
+        code: "not-quite-restored".into(),
+        severity: Severity::Warning,
+        unit: String::new(),
+        pid: 0,
+        object: String::new(),
+        text: text.into(),
+        remedy: "nothing: the rest is as it was".into(),
+    }
 }
 
 /// Everything that can be looked at before anything is stopped.
