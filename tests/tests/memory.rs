@@ -14,9 +14,9 @@ use ckpt_engine::rebuild;
 use ckpt_engine::rebuild::content::Contents;
 use ckpt_engine::rebuild::memory::{FdRef, Ground, script};
 use ckpt_image::records::{
-    FileRecord, FileSource, GroupImage, MappingKind, ObjectRecord, SpaceId, SpaceRecord, UnitIndex,
+    FileId, FileRecord, FileSource, GroupImage, MappingKind, ObjectRecord, SpaceId, SpaceRecord, UnitIndex,
 };
-use ckpt_image::{PageReader, PagesWriter};
+use ckpt_image::{Container, PageReader, PagesWriter};
 use ckpt_sys::descriptor::duplicate_above;
 use ckpt_sys::nursery;
 use ckpt_sys::ptrace::Options;
@@ -245,6 +245,21 @@ fn unregister_rseq() {
     }
 }
 
+/// A file with the content that the image holds of one without a name.
+fn made_again(image: &Image, file: FileId) -> PathBuf {
+    let record = &image.files[file.index()];
+    let path = record.path.with_file_name(format!("made-again-{file}"));
+    if !path.exists() {
+        let made = File::create_new(&path).unwrap();
+        for page in 0..record.size.div_ceil(PAGE as u64) {
+            let content = image.pages.page(Container::File(file), page).unwrap();
+            made.write_all_at(&content, page * PAGE as u64).unwrap();
+        }
+        made.set_len(record.size).unwrap();
+    }
+    path
+}
+
 /// Makes the address space again in a copy of this process; gives that, stopped by ptrace.
 fn remake(image: &Image) -> rebuild::Member {
     let runner = nursery::map_runner(VirtAddr(RUNNER)).unwrap();
@@ -264,10 +279,16 @@ fn remake(image: &Image) -> rebuild::Member {
             (_, Some(fd)) => fd.try_clone_to_owned().unwrap(),
             (FdRef::Pages, _) => image.pages.file().as_fd().try_clone_to_owned().unwrap(),
             (FdRef::Zero, _) => open(Path::new("/dev/zero"), false).into(),
-            (FdRef::File { file, write }, _) => open(&image.files[file.index()].path, write).into(),
+            (FdRef::File { file, write }, _) => match image.files[file.index()].source {
+                FileSource::Unlinked => open(&made_again(image, file), write).into(),
+                _ => open(&image.files[file.index()].path, write).into(),
+            },
             other => panic!("{other:?}"),
         };
         descriptors.insert(wanted, duplicate_above(file.as_fd(), 500).unwrap());
+    }
+    for (index, _) in image.files.iter().enumerate().filter(|(_, f)| f.source == FileSource::Unlinked) {
+        let _ = std::fs::remove_file(made_again(image, FileId(index as u32)));
     }
     unregister_rseq();
     // SAFETY: the child makes system calls only.

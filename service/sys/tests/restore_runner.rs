@@ -142,9 +142,10 @@ fn the_last_call_can_unmap_the_runner() {
     let base = map_runner();
     let child = stopped_child();
     let pid = child.tid();
-    // Any syscall instruction outside the runner will do: the one libc's pause() waits in.
-    let rip = child.registers().unwrap().rip;
-    let instruction = VirtAddr(rip - 2);
+    // Any syscall instruction outside the runner will do: that of the vDSO, which the child has where we have it.
+    let (_, distance) = ckpt_sys::nursery::vdso().unwrap();
+    // SAFETY: no pointers.
+    let instruction = VirtAddr(unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } + distance);
     let (child, ret) = runner::step_call(
         child,
         instruction,
