@@ -4,11 +4,18 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::databases::Databases;
 use ckpt_tests::system::{must, run};
 
-/// Rounds of load, checkpoint, more load, loss, restore.
-const ROUNDS: usize = 3;
+/// Rounds of load, checkpoint, more load, loss, restore, unless CKPT_ROUNDS says how many.
+const ROUNDS: u64 = 3;
+
+/// Seconds that one round may take.
+const ROUND_LIMIT: u64 = 80;
 
 pub(crate) fn tests() -> Vec<Test> {
-    vec![test("databases", rounds_under_load).limit(240)]
+    vec![test("databases", rounds_under_load).limit(rounds() * ROUND_LIMIT)]
+}
+
+fn rounds() -> u64 {
+    std::env::var("CKPT_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
 }
 
 /// After each restore the invariants hold in memory and on disk, the Main PIDs are the captured ones, clients connect.
@@ -19,7 +26,7 @@ fn rounds_under_load(name: &str) {
     };
     must(&["ckptctl", "enable", &databases.slice, "--name", name, "--subvolume", &databases.subvolume]);
     databases.start();
-    for round in 0..ROUNDS {
+    for round in 0..rounds() {
         let mut load = databases.load(60);
         databases.wait_for_progress();
         let pids = databases.main_pids();

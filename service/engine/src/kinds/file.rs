@@ -123,8 +123,9 @@ fn refuse_unreachable(found: &Found, path: &Path) -> Result<(), Refusal> {
         return Ok(());
     }
     let there = !matches!(unix_name::lookup(pid, path), Err(Errno::ENOENT | Errno::ENOTDIR));
-    // It may have been removed since its path was read, if the group is running.
-    if there || fstat(found.fd()).is_ok_and(|stat| stat.st_nlink == 0) {
+    // It may have been renamed or removed since its path was read, if the group is running.
+    let now = std::fs::read_link(format!("/proc/{pid}/fd/{}", found.place.fd));
+    if there || now.is_ok_and(|now| now != path) || fstat(found.fd()).is_ok_and(|stat| stat.st_nlink == 0) {
         return Ok(());
     }
     let text = "its path leads nowhere in the file systems of its process";
