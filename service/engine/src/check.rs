@@ -16,8 +16,21 @@ use crate::storage::{self, Place, Subvolume};
 /// A watchdog that is nearer to the window than this many times its length may fire because of it.
 const WATCHDOG_MARGIN: u32 = 4;
 
-/// The group's subvolumes, and all problems of the group as it is now.
+/// The group's subvolumes, and all problems of the group as it is now. Since the group runs on, a process may be looked at while it
+/// begins or ends; so an error counts only if a second look finds it too.
 pub fn group(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>, Vec<Problem>), Error> {
+    let (subvolumes, first) = look(place, group, units)?;
+    if first.iter().all(|p| p.severity == Severity::Warning) {
+        return Ok((subvolumes, first));
+    }
+    let (subvolumes, mut problems) = look(place, group, units)?;
+    let same = |a: &Problem, b: &Problem| (&a.code, a.pid, &a.object) == (&b.code, b.pid, &b.object);
+    problems.retain(|p| p.severity == Severity::Warning || first.iter().any(|f| same(f, p)));
+    Ok((subvolumes, problems))
+}
+
+/// One look.
+fn look(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>, Vec<Problem>), Error> {
     let (subvolumes, mut problems) = storage::check(place, &group.config.subvolumes)?;
     problems.extend(units.iter().filter_map(|unit| watchdog(unit, group.config.capture.max_freeze)));
     let running: Vec<_> = units.iter().filter(|u| !u.cgroup.is_empty()).cloned().collect();
