@@ -36,15 +36,6 @@ pub fn list(units: &[Unit]) -> Result<Vec<Member>, Error> {
     Ok(members)
 }
 
-/// The unit that a cgroup belongs to, and the rest of its path below the unit's cgroup.
-pub fn place<'c>(units: &[Unit], cgroup: &'c str) -> Option<(UnitIndex, &'c str)> {
-    units
-        .iter()
-        .enumerate()
-        .filter(|(_, unit)| !unit.cgroup.is_empty())
-        .find_map(|(index, unit)| below(&unit.cgroup, cgroup).map(|rest| (UnitIndex(index as u32), rest)))
-}
-
 /// What is left of `path` below `parent`, without a leading slash; `None` if it is not below it.
 fn below<'p>(parent: &str, path: &'p str) -> Option<&'p str> {
     match path.strip_prefix(parent)? {
@@ -58,12 +49,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroup_is_of_the_unit_whose_name_it_begins_with() {
-        let unit = |cgroup: &str| Unit { cgroup: cgroup.into(), ..Default::default() };
-        let units = [unit("/a.slice/x.service"), unit(""), unit("/a.slice/x.service2")];
-        assert_eq!(place(&units, "/a.slice/x.service"), Some((UnitIndex(0), "")));
-        assert_eq!(place(&units, "/a.slice/x.service/worker/1"), Some((UnitIndex(0), "worker/1")));
-        assert_eq!(place(&units, "/a.slice/x.service2"), Some((UnitIndex(2), "")));
-        assert_eq!(place(&units, "/b.slice"), None);
+    fn a_cgroup_is_below_another_by_whole_names_only() {
+        let unit = "/a.slice/x.service";
+        assert_eq!(below(unit, "/a.slice/x.service"), Some(""));
+        assert_eq!(below(unit, "/a.slice/x.service/worker/1"), Some("worker/1"));
+        assert_eq!(below(unit, "/a.slice/x.service2"), None);
+        assert_eq!(below(unit, "/b.slice"), None);
     }
 }

@@ -8,7 +8,7 @@ use ckpt_image::Manifest;
 
 use crate::api::Stub;
 use crate::error::Error;
-use crate::rebuild::{Failure, Report, Request, UnitPlace};
+use crate::rebuild::{Failure, Reply, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
 pub fn run(libdir: &Path, directory: &Path, manifest: &Manifest, stubs: &[Stub]) -> Result<Report, Error> {
@@ -32,11 +32,9 @@ pub fn run(libdir: &Path, directory: &Path, manifest: &Manifest, stubs: &[Stub])
     }
     let output = child.wait_with_output().map_err(|e| failed("wait for", e))?;
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if let Ok(report) = serde_json::from_slice::<Report>(&output.stdout) {
-        return Ok(report);
-    }
-    match serde_json::from_slice::<Failure>(&output.stdout) {
-        Ok(failure) => Err(error(failure, manifest)),
+    match serde_json::from_slice(&output.stdout) {
+        Ok(Reply::Restored(report)) => Ok(report),
+        Ok(Reply::Failed(failure)) => Err(error(failure, manifest)),
         Err(_) => {
             Err(Error::Failed(format!("ckpt-restore ended without an answer ({}): {said}", output.status)))
         }
