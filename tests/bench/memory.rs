@@ -57,7 +57,7 @@ fn round(pid: Pid) -> [f64; 6] {
         pages.finish().expect("room for the image")
     });
     drop(copied);
-    assert!(PageReader::open(&dir).is_ok());
+    assert!(PageReader::open(std::slice::from_ref(&dir)).is_ok());
     remove(&dir);
     let mut source = vec![1u8; MIB << 20];
     scramble(&mut source); // a disk may be quicker with what compresses

@@ -225,7 +225,7 @@ fn capture(pid: i32, brk: u64, ours: &[AddrRange], dir: &Path) -> Image {
     let mut writer = PagesWriter::create(dir).unwrap();
     assert!(copied.write(&mut writer, |_| true).unwrap());
     writer.finish().unwrap();
-    let pages = PageReader::open(dir).unwrap();
+    let pages = PageReader::open(&[dir.to_path_buf()]).unwrap();
     assert!(pages.verify(|_| true).unwrap());
     Image { space, files: files.into_records(), objects: objects.into_records(), pages }
 }
@@ -277,7 +277,7 @@ fn remake(image: &Image) -> rebuild::Member {
         let open = |path: &Path, write| File::options().read(true).write(write).open(path).unwrap();
         let file = match (wanted, contents.descriptor(wanted)) {
             (_, Some(fd)) => fd.try_clone_to_owned().unwrap(),
-            (FdRef::Pages, _) => image.pages.file().as_fd().try_clone_to_owned().unwrap(),
+            (FdRef::Pages(n), _) => image.pages.file(n).as_fd().try_clone_to_owned().unwrap(),
             (FdRef::Zero, _) => open(Path::new("/dev/zero"), false).into(),
             (FdRef::File { file, write }, _) => match image.files[file.index()].source {
                 FileSource::Unlinked => open(&made_again(image, file), write).into(),

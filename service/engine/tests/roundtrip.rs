@@ -171,7 +171,7 @@ impl Scratch {
     fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
-        let request = Request { image: self.dir.join("image"), units };
+        let request = Request { chain: vec![self.dir.join("image")], units };
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command
             .arg("rebuild")

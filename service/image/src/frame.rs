@@ -25,7 +25,10 @@ const TRAILER: usize = 32;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kind {
     pub magic: &'static [u8; 8],
+    /// What is written, and the newest that is read.
     pub version: u32,
+    /// The oldest that is read: its payload means the same in all versions from it on.
+    pub oldest: u32,
     pub name: &'static str,
     /// The largest payload that is read or written.
     pub limit: u64,
@@ -46,7 +49,7 @@ impl Kind {
             return Err(ImageError::NotOurs { path: path.to_path_buf(), kind: self.name });
         }
         let version = u32_at(header, 8);
-        if version != self.version {
+        if version < self.oldest || version > self.version {
             return Err(ImageError::Version {
                 path: path.to_path_buf(),
                 found: version,

@@ -7,14 +7,15 @@
 //!                     so that blocks can be moved into another image (reflink) with their checksums, unread
 //!   8+4·n   postcard of Vec<ContainerIndex>:
 //!             container         Space(SpaceId) | Object(ObjectId) | File(FileId)
-//!             inherits          an incremental: the parent image's container that has all pages not told here
-//!             extents[]         first page, count, Zero | Hole | Raw{block}; ascending, none overlapping
+//!             inherits          an incremental: the parent image's container that has the pages told as Parent here
+//!             extents[]         first page, count, Zero | Parent | Raw{block}; ascending, none overlapping
 //! BLAKE3
 //! ```
 //! A page is a page-aligned address divided by 4096 in a space, an offset divided by 4096 in an object or a file.
-//! *Zero* is a page full of zero bytes. *Hole* is a page that is not there: what lies below it (the file of a private file
-//! mapping, nothing) is seen; only an incremental needs it, to take back a page of its parent. New ways to store pages
-//! (compressed) are new variants at the end of [`Store`]: an older program refuses them by name.
+//! Every page that exists is told. *Zero* is a page full of zero bytes; *Parent* is what the container `inherits` of the parent image
+//! tells of the page with the same number. A page that is not told, here or by the parent, is a hole: what lies below it (the file of a
+//! private file mapping, nothing) is seen. New ways to store pages (compressed) are new variants at the end of [`Store`]: an
+//! older program refuses them by name. Version 1 had no *Parent*; its full images read the same.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -27,7 +28,7 @@ use crate::{Digest, ImageError, PAGE_SIZE, Result};
 /// Its name in the checkpoint's directory.
 pub const INDEX_FILE: &str = "pages.index";
 
-const KIND: Kind = Kind { magic: b"ckptINDX", version: 1, name: "page index", limit: 4 << 30 };
+const KIND: Kind = Kind { magic: b"ckptINDX", version: 2, oldest: 1, name: "page index", limit: 4 << 30 };
 
 /// The most pages a container may span: 2^52, all of a 64-bit address space.
 const MAX_PAGE: u64 = 1 << 52;
@@ -48,8 +49,8 @@ pub enum Container {
 pub enum Store {
     /// Zero bytes.
     Zero,
-    /// Not there (any more).
-    Hole,
+    /// As in the container that this one inherits from, in the parent image, same page number.
+    Parent,
     /// Uncompressed, one page a block, from this block of `pages` on.
     Raw {
         /// Block number; block 0 is the file's header.
@@ -73,9 +74,9 @@ pub struct Extent {
 pub struct ContainerIndex {
     /// The container.
     pub container: Container,
-    /// In an incremental: the container of the parent image that has the pages which are not told here.
+    /// In an incremental: the container of the parent image that has the pages told as [`Store::Parent`]; may be another one.
     pub inherits: Option<Container>,
-    /// The pages that this image has, ascending, none overlapping.
+    /// The pages that exist, ascending, none overlapping.
     pub extents: Vec<Extent>,
 }
 
@@ -89,9 +90,10 @@ pub struct PageIndex {
 }
 
 impl PageIndex {
-    /// Writes and fsyncs `pages.index`. Gives its size and digest. Errors: Io, TooLarge.
+    /// Writes and fsyncs `pages.index`. Gives its size and digest. Errors: Io, TooLarge; Encode where it contradicts itself.
     pub fn write(&self, dir: &Path) -> Result<Digest> {
         let path = dir.join(INDEX_FILE);
+        self.check().map_err(|what| ImageError::Encode { path: path.clone(), what })?;
         let mut payload = Vec::with_capacity(8 + 4 * self.checksums.len());
         payload.extend((self.checksums.len() as u64).to_le_bytes());
         self.checksums.iter().for_each(|crc| payload.extend(crc.to_le_bytes()));
@@ -145,6 +147,9 @@ impl PageIndex {
                     return Err(format!("{container:?} has pages out of order at {}", extent.first));
                 }
                 end = extent.first + extent.count;
+                if extent.store == Store::Parent && one.inherits.is_none() {
+                    return Err(format!("{container:?} has pages of a parent but inherits from none"));
+                }
                 if let Store::Raw { block } = extent.store {
                     let last = block.checked_add(extent.count);
                     if block == 0 || last.is_none_or(|last| last > self.checksums.len() as u64) {
@@ -191,7 +196,7 @@ mod tests {
                 ContainerIndex {
                     container: Container::Object(ObjectId(7)),
                     inherits: Some(Container::Object(ObjectId(3))),
-                    extents: vec![Extent { first: 0, count: 9, store: Store::Hole }],
+                    extents: vec![Extent { first: 0, count: 9, store: Store::Parent }],
                 },
             ],
             checksums: vec![1, 2, 3, 4],
@@ -220,6 +225,7 @@ mod tests {
         refuse(|i| i.containers[0].extents[2].store = Store::Raw { block: 0 });
         refuse(|i| i.containers[0].extents[2].store = Store::Raw { block: u64::MAX });
         refuse(|i| i.containers[0].extents.swap(0, 1));
+        refuse(|i| i.containers[1].inherits = None);
         refuse(|i| i.containers[1].container = Container::Space(SpaceId(0)));
     }
 

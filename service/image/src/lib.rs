@@ -10,6 +10,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod chain;
 mod error;
 mod frame;
 mod index;

@@ -2,8 +2,7 @@ use std::collections::BTreeMap;
 
 use crate::{Extent, Store};
 
-/// Which pages of one container are where; a later entry wins over an earlier one. The same structure serves one image (a page
-/// copied twice) and a chain (a page written again since the parent).
+/// Which pages of one container are where; a later entry wins over an earlier one: a page copied again is the newer copy.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PageMap {
     /// First page → extent; never overlapping.
@@ -114,7 +113,7 @@ mod tests {
     fn extents() -> impl Strategy<Value = Vec<Extent>> {
         let store = prop_oneof![
             Just(Store::Zero),
-            Just(Store::Hole),
+            Just(Store::Parent),
             (1..500u64).prop_map(|block| Store::Raw { block })
         ];
         proptest::collection::vec(

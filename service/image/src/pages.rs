@@ -63,7 +63,8 @@ impl PagesWriter {
         Ok(Self { dir: dir.to_path_buf(), path, file, containers: BTreeMap::new(), checksums })
     }
 
-    /// Makes a container known, also one that gets no page; `inherits` is for incrementals (see the drawing in `index`).
+    /// Makes a container known, also one that gets no page. In an incremental `inherits` is the container of the parent image that has the
+    /// pages which [`PagesWriter::parent`] tells.
     pub fn container(&mut self, container: Container, inherits: Option<Container>) {
         self.containers.entry(container).or_default().0 = inherits;
     }
@@ -130,9 +131,10 @@ impl PagesWriter {
         self.put(container, Extent { first, count, store: Store::Zero });
     }
 
-    /// Records pages that the parent has and this image has no more.
-    pub fn hole(&mut self, container: Container, first: u64, count: u64) {
-        self.put(container, Extent { first, count, store: Store::Hole });
+    /// Records pages that are as the container of the parent has them, which [`PagesWriter::container`] names. A page that was stored
+    /// before is replaced.
+    pub fn parent(&mut self, container: Container, first: u64, count: u64) {
+        self.put(container, Extent { first, count, store: Store::Parent });
     }
 
     /// Bytes of `pages` so far.
@@ -163,6 +165,8 @@ impl PagesWriter {
     }
 
     /// Fsyncs `pages`, writes and fsyncs `pages.index`. The directory is fsynced by the manifest's commit.
+    ///
+    /// Errors: Io; Encode where a container has pages of a parent but inherits from none.
     pub fn finish(self) -> Result<PagesSummary> {
         self.file.sync_all().map_err(ImageError::io("fsync", &self.path))?;
         let containers = self

@@ -3,17 +3,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::chain::{self, Runs};
 use crate::frame::u32_at;
 use crate::pages::{MAGIC, VERSION, header_block};
-use crate::{Container, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, PageMap, Result, Store};
+use crate::{Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result};
 
 /// Where a run of pages is to be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// They are zero bytes.
     Zero,
-    /// In `pages`, uncompressed, from this offset in bytes on.
+    /// In the file `pages` of an image of the chain, uncompressed, from this offset in bytes on.
     File {
+        /// The image: 0 is the newest, its parent 1, and so on; for [`PageReader::file`].
+        image: usize,
         /// Byte offset, page-aligned.
         offset: u64,
     },
@@ -30,86 +33,121 @@ pub struct Run {
     pub place: Place,
 }
 
-/// The pages of one full image, open for reading.
+/// The file `pages` of one image of a chain.
 #[derive(Debug)]
-pub struct PageReader {
+struct Pages {
     path: PathBuf,
     file: File,
     checksums: Vec<u32>,
-    containers: BTreeMap<Container, PageMap>,
+}
+
+/// The pages of a checkpoint, open for reading through one merged index of its whole chain.
+#[derive(Debug)]
+pub struct PageReader {
+    images: Vec<Pages>,
+    containers: BTreeMap<Container, Runs>,
 }
 
 impl PageReader {
-    /// Opens `pages` and `pages.index` of a checkpoint's directory and checks that they belong together.
+    /// Opens `pages` and `pages.index` of the directories of a chain, newest first, the full it rests on last (alone for a full), and checks
+    /// that they belong together.
     ///
-    /// Errors: Io, NotOurs, Version, Corrupt; Corrupt also where the image is an incremental, which cannot be read alone.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let index = PageIndex::read(dir)?;
-        let path = dir.join(PAGES_FILE);
-        let file = File::open(&path).map_err(ImageError::io("open", &path))?;
-        let size = file.metadata().map_err(ImageError::io("stat", &path))?.len();
-        if size != index.pages_bytes() {
-            return Err(ImageError::corrupt(
-                &path,
-                format!("it has {size} bytes, its index tells {}", index.pages_bytes()),
-            ));
+    /// Errors: Io, NotOurs, Version, Corrupt; Corrupt also where an image inherits from a container that the next one does not have, or the
+    /// last one inherits at all.
+    pub fn open(dirs: &[PathBuf]) -> Result<Self> {
+        if dirs.is_empty() {
+            return Err(ImageError::corrupt(Path::new(INDEX_FILE), "a chain of no image has no pages"));
         }
-        let mut header = header_block();
-        file.read_exact_at(&mut header, 0).map_err(ImageError::io("read", &path))?;
-        if header[..8] != MAGIC[..] {
-            return Err(ImageError::NotOurs { path, kind: "pages" });
+        let mut images = Vec::with_capacity(dirs.len());
+        let mut indexes = Vec::with_capacity(dirs.len());
+        for dir in dirs {
+            let mut index = PageIndex::read(dir)?;
+            images.push(Pages::open(dir, std::mem::take(&mut index.checksums))?);
+            indexes.push(index);
         }
-        let found = u32_at(&header, 8);
-        if found != VERSION {
-            return Err(ImageError::Version { path, found, supported: VERSION });
-        }
-        let mut containers: BTreeMap<Container, PageMap> = BTreeMap::new();
-        for one in index.containers {
-            if one.inherits.is_some() {
-                return Err(ImageError::corrupt(
-                    &path,
-                    "it is an incremental and was opened without its parent",
-                ));
-            }
-            let map = containers.entry(one.container).or_default();
-            one.extents.into_iter().for_each(|extent| map.insert(extent));
-        }
-        Ok(Self { path, file, checksums: index.checksums, containers })
+        let containers = chain::merge(&indexes)
+            .map_err(|(image, what)| ImageError::corrupt(&dirs[image].join(INDEX_FILE), what))?;
+        Ok(Self { images, containers })
     }
 
-    /// The pages `[first, end)` of a container that the image has, ascending. What is not told is a hole.
+    /// The pages `[first, end)` of a container that the checkpoint has, ascending. What is not told is a hole.
     pub fn runs(&self, container: Container, first: u64, end: u64) -> Vec<Run> {
-        let Some(map) = self.containers.get(&container) else { return Vec::new() };
-        map.range(first, end)
-            .filter_map(|extent| {
-                let place = match extent.store {
-                    Store::Zero => Place::Zero,
-                    Store::Hole => return None,
-                    Store::Raw { block } => Place::File { offset: block * PAGE_SIZE },
-                };
-                Some(Run { first: extent.first, count: extent.count, place })
-            })
-            .collect()
+        let Some(runs) = self.containers.get(&container) else { return Vec::new() };
+        chain::range(runs, first, end).collect()
     }
 
-    /// The containers that have pages.
+    /// The containers of the checkpoint.
     pub fn containers(&self) -> impl Iterator<Item = Container> + '_ {
         self.containers.keys().copied()
     }
 
-    /// The file `pages`, for preadv(2) and mmap(2).
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Number of images in the chain.
+    pub fn images(&self) -> usize {
+        self.images.len()
+    }
+
+    /// The file `pages` of an image that a [`Run`] of this reader names, for preadv(2) and mmap(2).
+    ///
+    /// # Panics
+    /// If the number is not below [`PageReader::images`].
+    pub fn file(&self, image: usize) -> &File {
+        &self.images[image].file
     }
 
     /// The content of one page as the container shows it; holes are zero bytes. Checks its checksum.
     pub fn page(&self, container: Container, page: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; PAGE_SIZE as usize];
-        if let Some(Run { place: Place::File { offset }, .. }) = self.runs(container, page, page + 1).first()
+        if let Some(Run { place: Place::File { image, offset }, .. }) =
+            self.runs(container, page, page + 1).first()
         {
-            self.read_block(offset / PAGE_SIZE, &mut bytes)?;
+            self.images[*image].read_block(offset / PAGE_SIZE, &mut bytes)?;
         }
         Ok(bytes)
+    }
+
+    /// Reads the files `pages` of the whole chain and compares every block with its checksum; `progress` gets the bytes done after each part and
+    /// ends it by `false` (then `Ok(false)`).
+    pub fn verify(&self, mut progress: impl FnMut(u64) -> bool) -> Result<bool> {
+        let mut before = 0;
+        for pages in &self.images {
+            if !pages.verify(|done| progress(before + done))? {
+                return Ok(false);
+            }
+            before += pages.bytes();
+        }
+        Ok(true)
+    }
+
+    /// Bytes of all files `pages` of the chain.
+    pub fn bytes(&self) -> u64 {
+        self.images.iter().map(Pages::bytes).sum()
+    }
+}
+
+impl Pages {
+    fn open(dir: &Path, checksums: Vec<u32>) -> Result<Self> {
+        let path = dir.join(PAGES_FILE);
+        let file = File::open(&path).map_err(ImageError::io("open", &path))?;
+        let size = file.metadata().map_err(ImageError::io("stat", &path))?.len();
+        let pages = Self { path, file, checksums };
+        if size != pages.bytes() {
+            let what = format!("it has {size} bytes, its index tells {}", pages.bytes());
+            return Err(ImageError::corrupt(&pages.path, what));
+        }
+        let mut header = header_block();
+        pages.file.read_exact_at(&mut header, 0).map_err(ImageError::io("read", &pages.path))?;
+        if header[..8] != MAGIC[..] {
+            return Err(ImageError::NotOurs { path: pages.path, kind: "pages" });
+        }
+        let found = u32_at(&header, 8);
+        if found != VERSION {
+            return Err(ImageError::Version { path: pages.path, found, supported: VERSION });
+        }
+        Ok(pages)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.checksums.len() as u64 * PAGE_SIZE
     }
 
     fn read_block(&self, block: u64, bytes: &mut [u8]) -> Result<()> {
@@ -124,9 +162,7 @@ impl PageReader {
         Ok(())
     }
 
-    /// Reads the whole file and compares every block with its checksum; `progress` gets the bytes done after each part and
-    /// ends it by `false` (then `Ok(false)`).
-    pub fn verify(&self, mut progress: impl FnMut(u64) -> bool) -> Result<bool> {
+    fn verify(&self, mut progress: impl FnMut(u64) -> bool) -> Result<bool> {
         const PART: u64 = 256;
         let mut bytes = vec![0; (PART * PAGE_SIZE) as usize];
         let blocks = self.checksums.len() as u64;
@@ -176,7 +212,7 @@ mod tests {
             prop_assert_eq!(summary.pages_written, stored);
             let nonzero = writes.iter().flat_map(|(_, _, fills)| fills).filter(|fill| **fill != 0).count();
             prop_assert_eq!(stored, nonzero as u64);
-            let reader = PageReader::open(&dir).unwrap();
+            let reader = PageReader::open(std::slice::from_ref(&dir)).unwrap();
             for space in 0..2u32 {
                 let container = Container::Space(SpaceId(space));
                 let mut told = [false; 60];
@@ -201,11 +237,11 @@ mod tests {
         let mut writer = PagesWriter::create(&dir).unwrap();
         writer.append(object, 5, &[7; 3 * PAGE]).unwrap();
         assert!(writer.append(object, 5, &[7; PAGE + 1]).is_err());
-        writer.hole(object, 6, 1);
+        writer.zero(object, 6, 1);
         writer.finish().unwrap();
         let path = dir.join(PAGES_FILE);
-        let reader = PageReader::open(&dir).unwrap();
-        assert_eq!(reader.runs(object, 0, 100).len(), 2);
+        let reader = PageReader::open(std::slice::from_ref(&dir)).unwrap();
+        assert_eq!(reader.runs(object, 0, 100).len(), 3);
         assert!(reader.verify(|_| true).unwrap());
         assert!(!reader.verify(|_| false).unwrap());
 
@@ -217,6 +253,6 @@ mod tests {
         assert!(reader.page(object, 7).is_ok());
         bytes.truncate(3 * PAGE);
         std::fs::write(&path, &bytes).unwrap();
-        assert!(matches!(PageReader::open(&dir), Err(ImageError::Corrupt { .. })));
+        assert!(matches!(PageReader::open(std::slice::from_ref(&dir)), Err(ImageError::Corrupt { .. })));
     }
 }

@@ -9,7 +9,7 @@ use crate::{Digest, ImageError, Result};
 /// Its name in the checkpoint's directory.
 pub const STATE_FILE: &str = "state";
 
-const KIND: Kind = Kind { magic: b"ckptSTAT", version: 1, name: "state", limit: 1 << 30 };
+const KIND: Kind = Kind { magic: b"ckptSTAT", version: 1, oldest: 1, name: "state", limit: 1 << 30 };
 
 /// Writes and fsyncs `state` in the directory of a checkpoint. Gives its size and digest.
 ///

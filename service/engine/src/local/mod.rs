@@ -84,8 +84,8 @@ impl Engine for LocalEngine {
     }
 
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {
-        let manifest = self.store.find(&group.name, id)?;
-        verify::image(&self.store.directory(&group.name, &manifest.id.to_string()), &manifest, job)
+        let id = self.store.find(&group.name, id)?.id.to_string();
+        verify::chain(&self.store, &self.store.ancestry(&group.name, &id)?, job)
     }
 
     fn annotate(

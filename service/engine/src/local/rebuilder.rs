@@ -1,7 +1,7 @@
 //! Running ckpt-restore, which rebuilds the members in a process of its own.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ckpt_image::Manifest;
@@ -11,14 +11,16 @@ use crate::error::Error;
 use crate::rebuild::{Failure, Reply, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
-pub fn run(libdir: &Path, directory: &Path, manifest: &Manifest, stubs: &[Stub]) -> Result<Report, Error> {
+///
+/// `chain` has the image's directory first, then those that it rests on.
+pub fn run(libdir: &Path, chain: Vec<PathBuf>, manifest: &Manifest, stubs: &[Stub]) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
     let units = stubs
         .iter()
         .map(|s| UnitPlace { name: s.unit.clone(), cgroup: s.cgroup.clone(), stub: Some(s.pid) })
         .collect();
-    let request = Request { image: directory.to_owned(), units };
+    let request = Request { chain, units };
     let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     let mut child = Command::new(&program)
         .stdin(Stdio::piped())

@@ -5,7 +5,6 @@
 //! └───────────── nothing is touched ─────────┘  └─────────── a failure puts the old subvolumes back ──────────┘
 //! ```
 
-use std::path::Path;
 use std::time::Instant;
 
 use ckpt_image::{Manifest, read_state};
@@ -26,9 +25,8 @@ pub fn run(
 ) -> Result<RestoreInfo, Error> {
     let begin = Instant::now();
     let manifest = engine.store.find(&group.name, &request.checkpoint)?;
-    let directory = engine.store.directory(&group.name, &manifest.id.to_string());
     job.stage(Stage::Checking);
-    check(&directory, &manifest, job)?;
+    check(engine, &manifest, job)?;
     if job.canceled() {
         return Err(Error::Canceled);
     }
@@ -70,12 +68,12 @@ fn not_quite(text: &str) -> Problem {
 }
 
 /// Everything that can be looked at before anything is stopped.
-fn check(directory: &Path, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
-    verify::image(directory, manifest, job)?;
-    storage::verify(&manifest.snapshots)?;
-    let image = read_state(directory)?;
-    precheck::image(&image)?;
+fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
     let id = manifest.id.to_string();
+    verify::chain(&engine.store, &engine.store.ancestry(&manifest.group, &id)?, job)?;
+    storage::verify(&manifest.snapshots)?;
+    let image = read_state(&engine.store.directory(&manifest.group, &id))?;
+    precheck::image(&image)?;
     crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))
 }
 
@@ -104,8 +102,8 @@ fn rebuild(
     job.stage(Stage::Rebuilding);
     // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
     undo.commit()?;
-    let directory = &engine.store.directory(&manifest.group, &manifest.id.to_string());
-    rebuilder::run(&engine.settings.libdir, directory, manifest, &stubs)
+    let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
+    rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs)
 }
 
 /// Leaves the group stopped with the old subvolumes in place.

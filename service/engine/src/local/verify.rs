@@ -4,30 +4,38 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ckpt_image::{Digest, Manifest, PAGES_FILE, PageReader, read_state};
+use ckpt_image::{Digest, INDEX_FILE, Manifest, PAGES_FILE, PageReader, STATE_FILE, read_state};
 
 use crate::api::{Job, Stage};
 use crate::error::Error;
+use crate::store::Store;
 
-/// Compares every byte of an image with its digests. Errors: Corrupt, Canceled, Io.
-pub fn image(directory: &Path, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
+/// Compares every byte of an image, and of the images it rests on, with their digests; `ancestry` is what
+/// [`Store::ancestry`](crate::store::Store::ancestry) gives. Errors: Corrupt, Canceled, Io.
+pub fn chain(store: &Store, ancestry: &[Manifest], job: &dyn Job) -> Result<(), Error> {
     job.stage(Stage::Verifying);
-    for (name, digest) in &manifest.files {
-        file(&directory.join(name), digest)?;
-    }
-    if manifest.files.contains_key(PAGES_FILE) {
-        let total = manifest.files[PAGES_FILE].bytes;
-        let reader = PageReader::open(directory)?;
-        let complete = reader.verify(|done| {
-            job.progress(done, total);
-            !job.canceled()
-        })?;
-        if !complete {
-            return Err(Error::Canceled);
+    let mut directories = Vec::with_capacity(ancestry.len());
+    for manifest in ancestry {
+        let directory = store.directory(&manifest.group, &manifest.id.to_string());
+        for name in [STATE_FILE, PAGES_FILE, INDEX_FILE] {
+            if !manifest.files.contains_key(name) {
+                let why = format!("the manifest does not tell of its file {name}");
+                return Err(Error::Corrupt { path: directory.display().to_string(), why });
+            }
         }
-        read_state(directory)?;
+        for (name, digest) in &manifest.files {
+            file(&directory.join(name), digest)?;
+        }
+        read_state(&directory)?;
+        directories.push(directory);
     }
-    Ok(())
+    let reader = PageReader::open(&directories)?;
+    let total = reader.bytes();
+    let complete = reader.verify(|done| {
+        job.progress(done, total);
+        !job.canceled()
+    })?;
+    if complete { Ok(()) } else { Err(Error::Canceled) }
 }
 
 /// Compares one file with its size and, where it has one, its BLAKE3.

@@ -69,7 +69,7 @@ impl Contents {
         match wanted {
             FdRef::Object(id) => self.object(id),
             FdRef::Gate { space, start } => self.gates.get(&(space, start)).map(AsFd::as_fd),
-            FdRef::Pages | FdRef::Zero | FdRef::File { .. } => None,
+            FdRef::Pages(_) | FdRef::Zero | FdRef::File { .. } => None,
         }
     }
 
@@ -179,13 +179,13 @@ fn gate(content: &[u8], len: u64) -> Result<File, Failure> {
 pub(super) fn fill(file: &File, container: Container, size: u64, pages: &PageReader) -> Result<(), Failure> {
     let mut buf = vec![0; PART];
     for run in pages.runs(container, 0, size.div_ceil(PAGE_SIZE)) {
-        let Place::File { offset } = run.place else { continue };
+        let Place::File { image, offset } = run.place else { continue };
         let (start, len) = (run.first * PAGE_SIZE, run.count * PAGE_SIZE);
         let len = len.min(size - start);
         let mut done = 0;
         while done < len {
             let part = &mut buf[..(len - done).min(PART as u64) as usize];
-            pages.file().read_exact_at(part, offset + done).map_err(io("read the image"))?;
+            pages.file(image).read_exact_at(part, offset + done).map_err(io("read the image"))?;
             file.write_all_at(part, start + done).map_err(io("write"))?;
             done += part.len() as u64;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ckpt_image::records::{
@@ -32,10 +32,17 @@ use crate::kinds::rebuild::Descriptions;
 /// What ckptd asks of ckpt-restore, as JSON on its standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// The checkpoint's directory.
-    pub image: PathBuf,
+    /// The checkpoint's directory, then those of the chain that it rests on, the full last.
+    pub chain: Vec<PathBuf>,
     /// The units, prepared.
     pub units: Vec<UnitPlace>,
+}
+
+impl Request {
+    /// The checkpoint's directory.
+    pub fn image(&self) -> &Path {
+        self.chain.first().map_or(Path::new(""), PathBuf::as_path)
+    }
 }
 
 /// What ckpt-restore answers, as JSON on its standard output.
@@ -66,7 +73,7 @@ pub enum Reply {
 /// Rebuilds a group as children of this process, which must have one thread only. On success the members run; on failure none lives.
 pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut clock = Clock::start();
-    let image = read_state(&request.image)?;
+    let image = read_state(request.image())?;
     nursery::raise_descriptor_limit()?;
     let blockade = Blockade::below(tables::floor(&image))?;
     let mut places = Places::open(&image, &request.units)?;
@@ -202,9 +209,9 @@ impl<'a> Rebuild<'a> {
         runner: AddrRange,
         blockade: Blockade,
     ) -> Result<Self, Failure> {
-        ephemeral::put_back(image, &request.image, places)?;
+        ephemeral::put_back(image, request.image(), places)?;
         let floor = tables::floor(image);
-        let pages = PageReader::open(&request.image)?;
+        let pages = PageReader::open(&request.chain)?;
         let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
         let ground = Ground::of_ourselves(runner)?;
         let scripts = image.spaces.iter().map(|space| script(space, &image.objects, &pages, &ground));

@@ -63,7 +63,7 @@ impl Opened {
             }
             let fd = match (wanted, contents.descriptor(wanted)) {
                 (_, Some(fd)) => self.high(fd)?,
-                (FdRef::Pages, _) => self.high(pages.file().as_fd())?,
+                (FdRef::Pages(image), _) => self.high(pages.file(image).as_fd())?,
                 (FdRef::Zero, _) => {
                     let zero = File::open("/dev/zero");
                     let zero = zero.map_err(|e| Failure::not_restorable(format!("open /dev/zero: {e}")))?;

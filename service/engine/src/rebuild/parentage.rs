@@ -28,7 +28,7 @@ use super::{Failure, Places, tables};
 /// Rebuilds a group; this process must have one thread only. On success the members run, are no children of this process, and
 /// systemd knows them; on failure none lives.
 pub fn run(request: &Request) -> Result<Report, Failure> {
-    let image = ckpt_image::read_state(&request.image)?;
+    let image = ckpt_image::read_state(request.image())?;
     let report = match apart(&image, || rebuild(request))? {
         Reply::Restored(report) => report,
         Reply::Failed(failure) => return Err(failure),

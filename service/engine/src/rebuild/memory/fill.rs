@@ -1,5 +1,7 @@
 //! Pages into mappings: preadv(2) from the image, as many places as one call takes.
 
+use std::collections::BTreeMap;
+
 use ckpt_image::records::{MappingKind, MappingRecord, SpaceId};
 use ckpt_image::{Container, PageReader, Place, Run};
 use nix::libc;
@@ -75,16 +77,20 @@ impl Vector {
 
 /// The calls that fill all mappings; `filled` has the runs of each.
 pub(super) fn fill(mappings: &[MappingRecord], filled: &[Vec<Run>], script: &mut Script) {
-    let (mut stored, mut zero) = (Vector::default(), Vector::default());
+    let (mut stored, mut zero) = (BTreeMap::<usize, Vector>::new(), Vector::default());
     for (_, runs) in mappings.iter().zip(filled) {
         for run in runs {
             let (addr, len) = (run.first * PAGE, run.count * PAGE);
             match run.place {
-                Place::File { offset } => stored.add(FdRef::Pages, offset, addr, len, script),
+                Place::File { image, offset } => {
+                    stored.entry(image).or_default().add(FdRef::Pages(image), offset, addr, len, script);
+                }
                 Place::Zero => zero.add(FdRef::Zero, 0, addr, len, script),
             }
         }
     }
-    stored.flush(FdRef::Pages, script);
+    for (image, mut vector) in stored {
+        vector.flush(FdRef::Pages(image), script);
+    }
     zero.flush(FdRef::Zero, script);
 }

@@ -54,8 +54,8 @@ pub enum Arg {
 /// A descriptor that the member has, by what it is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FdRef {
-    /// The file `pages` of the image, open for reading.
-    Pages,
+    /// The file `pages` of an image of the chain (0 is the newest), open for reading.
+    Pages(usize),
     /// /dev/zero, open for reading.
     Zero,
     /// A file, open for reading, or for reading and writing.

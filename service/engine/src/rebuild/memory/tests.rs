@@ -60,7 +60,7 @@ fn pages(name: &str, stored: &[(u64, u8)]) -> PageReader {
         writer.append(Container::Space(SpaceId(0)), *page, &[*byte; PAGE as usize]).unwrap();
     }
     writer.finish().unwrap();
-    let reader = PageReader::open(&dir).unwrap();
+    let reader = PageReader::open(std::slice::from_ref(&dir)).unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     reader
 }
@@ -96,7 +96,7 @@ fn pages_that_lie_together_in_the_image_are_read_by_one_call() {
     assert_eq!(read, 3000 * PAGE);
     assert_eq!(
         script.descriptors().into_iter().collect::<Vec<_>>(),
-        [FdRef::Pages, FdRef::File { file: FileId(0), write: false }]
+        [FdRef::Pages(0), FdRef::File { file: FileId(0), write: false }]
     );
 }
 

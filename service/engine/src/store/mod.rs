@@ -49,7 +49,7 @@ impl Store {
         let mut manifests = Vec::new();
         for directory in self.directories(group)? {
             if directory.join(MANIFEST_FILE).exists() {
-                manifests.push(Manifest::read(&directory)?);
+                manifests.push(read(&directory)?);
             }
         }
         manifests.sort_by_key(|m| std::cmp::Reverse(m.id));
@@ -71,7 +71,39 @@ impl Store {
         if !directory.join(MANIFEST_FILE).exists() {
             return Err(none());
         }
-        Ok(Manifest::read(&directory)?)
+        read(&directory)
+    }
+
+    /// A checkpoint and those it rests on, newest first, the full last. An empty id is the newest durable one.
+    ///
+    /// Errors: NoSuchCheckpoint; Corrupt where one of them is missing, lies in the directory of another, is of another group, or rests on itself.
+    pub fn ancestry(&self, group: &str, id: &str) -> Result<Vec<Manifest>, Error> {
+        let mut chain = vec![self.find(group, id)?];
+        loop {
+            let last = &chain[chain.len() - 1];
+            let directory = self.directory(group, &last.id.to_string());
+            let corrupt = |why: String| Err(Error::Corrupt { path: directory.display().to_string(), why });
+            if last.group != group {
+                return corrupt(format!("it is of group {}", last.group));
+            }
+            let Some(parent) = last.parent else { return Ok(chain) };
+            if chain.iter().any(|m| m.id == parent) {
+                return corrupt(format!("it rests on {parent}, which rests on it"));
+            }
+            let directory = self.directory(group, &parent.to_string());
+            if !directory.join(MANIFEST_FILE).exists() {
+                return corrupt(format!("it rests on {parent}, which is not there"));
+            }
+            chain.push(read(&directory)?);
+        }
+    }
+
+    /// The directories of a checkpoint and of those it rests on, as [`PageReader::open`](ckpt_image::PageReader::open) takes them.
+    ///
+    /// Errors: those of [`Store::ancestry`].
+    pub fn chain(&self, group: &str, id: &str) -> Result<Vec<PathBuf>, Error> {
+        let ancestry = self.ancestry(group, id)?;
+        Ok(ancestry.iter().map(|m| self.directory(group, &m.id.to_string())).collect())
     }
 
     /// Removes a checkpoint's directory: the manifest first, so that it is gone at once and for good.
@@ -121,6 +153,16 @@ impl Store {
     }
 }
 
+/// The manifest in a directory, which must be that of the checkpoint that the directory's name tells.
+fn read(directory: &Path) -> Result<Manifest, Error> {
+    let manifest = Manifest::read(directory)?;
+    if directory.file_name().and_then(|n| n.to_str()) != Some(&manifest.id.to_string()) {
+        let why = format!("it is checkpoint {} in the directory of another", manifest.id);
+        return Err(Error::Corrupt { path: directory.display().to_string(), why });
+    }
+    Ok(manifest)
+}
+
 /// Directories in a directory; none where it does not exist.
 fn subdirectories(path: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(path) {
@@ -137,3 +179,6 @@ pub fn sync_directory(path: &Path) -> Result<(), Error> {
         .and_then(|d| d.sync_all())
         .map_err(|e| Error::io(format!("sync {}", path.display()), e))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! The indexes of a chain as one: of every page, which image has it.
+//!
+//! ```text
+//! newest   ── Parent ──►  its parent  ── Parent ──►  …  ──►  full
+//!    Raw, Zero                Raw, Zero                      Raw, Zero, or not told: a hole
+//! ```
+
+use std::collections::BTreeMap;
+
+use crate::{Container, Extent, PAGE_SIZE, PageIndex, Place, Run, Store};
+
+/// The runs of one container, ascending, none overlapping, neighbours joined.
+pub(crate) type Runs = Vec<Run>;
+
+/// Merges the indexes of a chain, newest first. On failure gives the image that contradicts its parent, and how.
+pub(crate) fn merge(
+    indexes: &[PageIndex],
+) -> std::result::Result<BTreeMap<Container, Runs>, (usize, String)> {
+    let mut below: BTreeMap<Container, Runs> = BTreeMap::new();
+    for (image, index) in indexes.iter().enumerate().rev() {
+        let mut merged = BTreeMap::new();
+        for one in &index.containers {
+            let inherited = match one.inherits {
+                None => &[][..],
+                Some(from) => below
+                    .get(&from)
+                    .ok_or_else(|| {
+                        let what = format!(
+                            "{:?} inherits from {from:?}, which the image it rests on does not have",
+                            one.container
+                        );
+                        (image, what)
+                    })?
+                    .as_slice(),
+            };
+            merged.insert(one.container, resolve(image, &one.extents, inherited));
+        }
+        below = merged;
+    }
+    Ok(below)
+}
+
+/// The extents of one container of an image over what it inherits.
+fn resolve(image: usize, extents: &[Extent], inherited: &[Run]) -> Runs {
+    let mut runs = Runs::with_capacity(extents.len());
+    for extent in extents {
+        let whole = |place| Run { first: extent.first, count: extent.count, place };
+        match extent.store {
+            Store::Zero => push(&mut runs, whole(Place::Zero)),
+            Store::Raw { block } => {
+                push(&mut runs, whole(Place::File { image, offset: block * PAGE_SIZE }));
+            }
+            Store::Parent => {
+                range(inherited, extent.first, extent.end()).for_each(|run| push(&mut runs, run));
+            }
+        }
+    }
+    runs
+}
+
+/// The parts of ascending runs that lie in `[first, end)`.
+pub(crate) fn range(runs: &[Run], first: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
+    let from = runs.partition_point(|run| run.end() <= first);
+    runs[from..]
+        .iter()
+        .take_while(move |run| run.first < end)
+        .map(move |run| run.part(run.first.max(first), run.end().min(end)))
+        .filter(|run| run.count > 0)
+}
+
+/// Adds a run behind the others, as one with the last where it follows that in the container and in the file.
+fn push(runs: &mut Runs, run: Run) {
+    if let Some(last) = runs.last_mut()
+        && last.end() == run.first
+        && follows(last, run.place)
+    {
+        last.count += run.count;
+    } else {
+        runs.push(run);
+    }
+}
+
+fn follows(before: &Run, place: Place) -> bool {
+    match (before.place, place) {
+        (Place::Zero, Place::Zero) => true,
+        (Place::File { image, offset }, Place::File { image: other, offset: next }) => {
+            image == other && offset + before.count * PAGE_SIZE == next
+        }
+        _ => false,
+    }
+}
+
+impl Run {
+    /// The page after the last.
+    pub fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
+    /// The part `[first, end)` of it; must lie inside.
+    fn part(&self, first: u64, end: u64) -> Self {
+        let place = match self.place {
+            Place::File { image, offset } => {
+                Place::File { image, offset: offset + (first - self.first) * PAGE_SIZE }
+            }
+            Place::Zero => Place::Zero,
+        };
+        Self { first, count: end.saturating_sub(first), place }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::records::SpaceId;
+    use crate::{ImageError, PageReader, PagesWriter, tests::temp_dir};
+    use proptest::prelude::*;
+
+    const PAGE: usize = PAGE_SIZE as usize;
+    const SPAN: u64 = 48;
+
+    /// What is told of pages `[first, first + count)` of container `space`.
+    #[derive(Debug, Clone)]
+    enum Deed {
+        Store(u32, u64, Vec<u8>),
+        Zero(u32, u64, u64),
+        Parent(u32, u64, u64),
+    }
+
+    fn deed() -> impl Strategy<Value = Deed> {
+        prop_oneof![
+            (0..3u32, 0..40u64, proptest::collection::vec(0..4u8, 1..8))
+                .prop_map(|(s, first, fills)| Deed::Store(s, first, fills)),
+            (0..3u32, 0..40u64, 1..8u64).prop_map(|(s, first, count)| Deed::Zero(s, first, count)),
+            (0..3u32, 0..30u64, 1..18u64).prop_map(|(s, first, count)| Deed::Parent(s, first, count)),
+        ]
+    }
+
+    /// Which container each of three inherits from, if any, and what is told.
+    type Image = (Vec<Option<u32>>, Vec<Deed>);
+
+    fn images() -> impl Strategy<Value = Vec<Image>> {
+        let inherits = proptest::collection::vec(proptest::option::weighted(0.8, 0..3u32), 3);
+        proptest::collection::vec((inherits, proptest::collection::vec(deed(), 0..25)), 1..6)
+    }
+
+    /// Of each page of a container: its byte, or nothing.
+    type Model = Vec<Vec<Option<u8>>>;
+
+    fn space(n: u32) -> Container {
+        Container::Space(SpaceId(n))
+    }
+
+    /// Writes an image over what `below` says of its parent; gives what it must show.
+    fn write(dir: &std::path::Path, image: &Image, below: Option<&Model>) -> Model {
+        let (inherits, deeds) = image;
+        let inherits = |n: u32| below.and(inherits[n as usize]);
+        let mut writer = PagesWriter::create(dir).unwrap();
+        let mut model: Model = vec![vec![None; SPAN as usize]; 3];
+        (0..3).for_each(|n| writer.container(space(n), inherits(n).map(space)));
+        for deed in deeds {
+            match deed {
+                Deed::Store(n, first, fills) => {
+                    let data: Vec<u8> = fills.iter().flat_map(|fill| vec![*fill; PAGE]).collect();
+                    writer.append(space(*n), *first, &data).unwrap();
+                    for (at, fill) in fills.iter().enumerate() {
+                        model[*n as usize][*first as usize + at] = Some(*fill);
+                    }
+                }
+                Deed::Zero(n, first, count) => {
+                    writer.zero(space(*n), *first, *count);
+                    (*first..first + count).for_each(|at| model[*n as usize][at as usize] = Some(0));
+                }
+                Deed::Parent(n, first, count) => {
+                    let (Some(below), Some(from)) = (below, inherits(*n)) else { continue };
+                    writer.parent(space(*n), *first, *count);
+                    for at in *first as usize..(first + count) as usize {
+                        model[*n as usize][at] = below[from as usize][at];
+                    }
+                }
+            }
+        }
+        writer.finish().unwrap();
+        model
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+        /// Every image of a chain shows what a model says that knows nothing of extents.
+        #[test]
+        fn a_chain_reads_as_the_model_does(images in images()) {
+            let mut dirs: Vec<PathBuf> = Vec::new();
+            let mut model: Option<Model> = None;
+            for image in &images {
+                let dir = temp_dir("chain");
+                let now = write(&dir, image, model.as_ref());
+                dirs.insert(0, dir);
+                let reader = PageReader::open(&dirs).unwrap();
+                prop_assert!(reader.verify(|_| true).unwrap());
+                for n in 0..3u32 {
+                    let mut told = [false; SPAN as usize];
+                    let runs = reader.runs(space(n), 0, SPAN);
+                    for run in &runs {
+                        (run.first..run.end()).for_each(|page| told[page as usize] = true);
+                    }
+                    for pair in runs.windows(2) {
+                        prop_assert!(pair[0].end() <= pair[1].first);
+                        prop_assert!(pair[0].end() < pair[1].first || !follows(&pair[0], pair[1].place));
+                    }
+                    for page in 0..SPAN {
+                        let expected = now[n as usize][page as usize];
+                        prop_assert_eq!(told[page as usize], expected.is_some());
+                        prop_assert_eq!(reader.page(space(n), page).unwrap(), vec![expected.unwrap_or(0); PAGE]);
+                        prop_assert_eq!(reader.runs(space(n), page, page + 1).len(), usize::from(expected.is_some()));
+                    }
+                }
+                model = Some(now);
+            }
+            dirs.iter().for_each(|dir| std::fs::remove_dir_all(dir).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_chain_that_contradicts_itself_is_corrupt() {
+        let (full, incremental) = (temp_dir("contradiction"), temp_dir("contradiction"));
+        let mut writer = PagesWriter::create(&full).unwrap();
+        writer.append(space(0), 1, &[1; PAGE]).unwrap();
+        writer.finish().unwrap();
+        let mut writer = PagesWriter::create(&incremental).unwrap();
+        writer.container(space(0), Some(space(7)));
+        writer.parent(space(0), 1, 1);
+        writer.finish().unwrap();
+        let corrupt = |dirs: &[PathBuf]| {
+            assert!(matches!(PageReader::open(dirs), Err(ImageError::Corrupt { .. })), "{dirs:?}");
+        };
+        corrupt(&[]);
+        corrupt(std::slice::from_ref(&incremental)); // its parent is missing
+        corrupt(&[incremental.clone(), full.clone()]); // the parent has no container 7
+        corrupt(&[full, incremental]); // the wrong way round
+
+        let mut writer = PagesWriter::create(&temp_dir("contradiction")).unwrap();
+        writer.parent(space(0), 1, 1);
+        assert!(matches!(writer.finish(), Err(ImageError::Encode { .. })));
+    }
+}
