@@ -182,6 +182,12 @@ fn state(args: &MachineArgs) -> Result<()> {
 }
 
 fn overlays(args: &MachineArgs) -> Result<()> {
+    // First: of a stage below an overlay (a clone of the project in /root) maps would show paths that lead nowhere.
+    // Without an upper directory on another file system, device numbers in maps and in stat agree.
+    let usr = lower_dirs(args, "usr")?;
+    if usr.contains(':') {
+        overlay("usr", &format!("lowerdir={usr}"))?;
+    }
     for name in ["etc", "var", "root", "home"] {
         let upper = Path::new(BASE).join("upper").join(name).join("upper");
         let work = Path::new(BASE).join("upper").join(name).join("work");
@@ -194,9 +200,7 @@ fn overlays(args: &MachineArgs) -> Result<()> {
         let options = format!("lowerdir={lower},upperdir={},workdir={}", upper.display(), work.display());
         overlay(name, &options)?;
     }
-    // Without an upper directory on another file system, device numbers in maps and in stat agree.
-    let usr = lower_dirs(args, "usr")?;
-    if usr.contains(':') { overlay("usr", &format!("lowerdir={usr}")) } else { Ok(()) }
+    Ok(())
 }
 
 fn overlay(name: &str, options: &str) -> Result<()> {
