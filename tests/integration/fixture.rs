@@ -35,6 +35,26 @@ impl Group {
         must(&["ckptctl", "enable", &self.slice, "--name", &self.name, "--subvolume", path(&self.subvolume)]);
     }
 
+    /// Like [`Group::enable`], with a freeze window that a loaded machine does not miss.
+    pub(crate) fn enable_patient(&self) {
+        self.enable();
+        let file = format!("/etc/ckpt/groups.d/{}.toml", self.name);
+        let config = fs::read_to_string(&file).expect("enable writes it");
+        let (_, window) = config.split_once("max_freeze = ").expect("enable writes all settings");
+        let window = window.lines().next().unwrap_or("");
+        let config = config.replace(&format!("max_freeze = {window}"), "max_freeze = \"10s\"");
+        fs::write(&file, config).expect("/etc is the machine's own");
+        must(&["systemctl", "reload", "ckptd.service"]);
+    }
+
+    /// Makes a directory in the subvolume that everybody may write.
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
+        let dir = self.subvolume.join(name);
+        fs::create_dir(&dir).expect("a directory in the subvolume");
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("permissions");
+        dir
+    }
+
     /// Writes a service of the group, `NAME-ROLE.service`; gives the unit's name.
     pub(crate) fn write_unit(&self, role: &str, command: &str, settings: &str) -> String {
         let unit = format!("{}-{role}.service", self.name);
@@ -47,6 +67,15 @@ impl Group {
         unit
     }
 
+    /// Puts a unit of somebody else into the group by a drop-in, with more lines for [Service].
+    pub(crate) fn adopt(&self, unit: &str, settings: &str) {
+        let dir = Path::new(UNITS).join(format!("{unit}.d"));
+        fs::create_dir_all(&dir).expect("/run is the machine's own");
+        let text = format!("[Service]\nSlice={}\n{settings}\n", self.slice);
+        fs::write(dir.join(drop_in(&self.name)), text).expect("/run is the machine's own");
+        must(&["systemctl", "daemon-reload"]);
+    }
+
     /// Starts a victim as a service of the group and waits until it is ready. `settings` are lines for [Service].
     pub(crate) fn victim(&self, program: &str, arguments: &str, settings: &str) -> Victim {
         self.victim_as(program, program, arguments, settings)
@@ -54,9 +83,7 @@ impl Group {
 
     /// Like [`Group::victim`], for several of the same program: `role` tells them apart.
     pub(crate) fn victim_as(&self, role: &str, program: &str, arguments: &str, settings: &str) -> Victim {
-        let dir = self.subvolume.join(role);
-        fs::create_dir(&dir).expect("a directory in the subvolume");
-        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("permissions");
+        let dir = self.directory(role);
         let command = format!("{} {} {arguments}", victim_program(program).display(), dir.display());
         let access = if program == "forker" { "NotifyAccess=all\n" } else { "" };
         let unit = self.write_unit(role, &command, &format!("Type=notify\n{access}{settings}"));
@@ -152,6 +179,11 @@ fn slice_of(name: &str) -> String {
     format!("{}.slice", name.replace('-', "_"))
 }
 
+/// The drop-in that puts a unit of somebody else into group `name`.
+fn drop_in(name: &str) -> String {
+    format!("40-{name}.conf")
+}
+
 fn victim_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this program's path");
     let target = own.parent().and_then(Path::parent).expect("target/debug/integration");
@@ -171,6 +203,7 @@ pub(crate) fn clean_up(name: &str) {
             let _ = fs::remove_file(entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }
+        let _ = fs::remove_file(entry.path().join(drop_in(name)));
     }
     within(20, &["systemctl", "daemon-reload"]);
     within(20, &["systemctl", "reset-failed"]);

@@ -4,6 +4,7 @@
 //! `integration [PART-OF-A-NAME]…` runs the tests, each in a process of its own with a time limit, and ends with the line
 //! `N passed, N failed, N skipped`. A test that fails shows what it printed, the daemon's journal and its units' journal.
 
+mod apps;
 mod bus;
 mod daemon;
 mod databases;
@@ -25,5 +26,6 @@ fn main() -> ExitCode {
     tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());
+    tests.extend(apps::tests());
     runner::run(&tests, std::env::args().skip(1).collect())
 }

@@ -59,19 +59,25 @@ fn sequence(fd: BorrowedFd<'_>, queue: i32) -> Result<u32, Errno> {
     socket::int_option(fd, libc::IPPROTO_TCP, TCP_QUEUE_SEQ).map(|seq| seq as u32)
 }
 
-/// A socket in repair mode; leaves it quietly.
-struct Repair<'a>(BorrowedFd<'a>);
+/// A socket in repair mode; leaves it quietly. The kernel takes SO_REUSEADDR away with that mode (tcp_setsockopt), and the
+/// port of a listener is then in use as long as the connection lingers: it is put back.
+struct Repair<'a> {
+    fd: BorrowedFd<'a>,
+    reuse: i32,
+}
 
 impl<'a> Repair<'a> {
     fn begin(fd: BorrowedFd<'a>) -> Result<Self, Errno> {
-        set(fd, TCP_REPAIR, REPAIR_ON).map(|()| Self(fd))
+        let reuse = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        set(fd, TCP_REPAIR, REPAIR_ON).map(|()| Self { fd, reuse })
     }
 }
 
 impl Drop for Repair<'_> {
     fn drop(&mut self) {
-        // Fails only for a socket that is closed, which then is in no mode.
-        let _ = set(self.0, TCP_REPAIR, REPAIR_OFF_QUIETLY);
+        // Both fail only for a socket that is closed, which then is in no mode.
+        let _ = set(self.fd, TCP_REPAIR, REPAIR_OFF_QUIETLY);
+        let _ = socket::set_int_option(self.fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, self.reuse);
     }
 }
 
@@ -110,13 +116,13 @@ fn unsent(fd: BorrowedFd<'_>, peer: BorrowedFd<'_>, write_closed: bool) -> Resul
         return Ok(Vec::new());
     }
     let (ours, theirs) = (Repair::begin(fd)?, Repair::begin(peer)?);
-    let end = sequence(ours.0, SEND_QUEUE)?.wrapping_sub(u32::from(write_closed));
-    let arrived = sequence(theirs.0, RECEIVE_QUEUE)?;
+    let end = sequence(ours.fd, SEND_QUEUE)?.wrapping_sub(u32::from(write_closed));
+    let arrived = sequence(theirs.fd, RECEIVE_QUEUE)?;
     let missing = (end.wrapping_sub(arrived) as i32).max(0) as usize;
     if missing == 0 {
         return Ok(Vec::new());
     }
-    let queue = message::peek(ours.0, queued)?.map(|message| message.data).unwrap_or_default();
+    let queue = message::peek(ours.fd, queued)?.map(|message| message.data).unwrap_or_default();
     queue.len().checked_sub(missing).map(|from| queue[from..].to_vec()).ok_or(Errno::EIO)
 }
 
@@ -236,4 +242,26 @@ fn loopbacks(family: i32) -> Vec<Vec<u8>> {
     bytes.extend_from_slice(&Ipv4Addr::LOCALHOST.octets());
     bytes.extend_from_slice(&[0; 8]);
     vec![bytes]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_under_way_is_read_without_a_trace() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        socket::set_int_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
+        let Ok(repair) = Repair::begin(server.as_fd()) else {
+            println!("skipped: needs CAP_NET_ADMIN");
+            return;
+        };
+        drop(repair);
+        let reuse = |fd| socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR);
+        assert_eq!(reuse(server.as_fd()), Ok(1));
+        Repair::begin(client.as_fd()).map(drop).unwrap();
+        assert_eq!(reuse(client.as_fd()), Ok(0));
+    }
 }

@@ -103,14 +103,23 @@ fn interval_and_value(setting: &ItimerRecord, unit: u64) -> Vec<u8> {
     raw
 }
 
+/// What to set a timer to, or nothing for one that is not armed. The kernel arms the real-time timer again only when its SIGALRM is
+/// taken (`dequeue_signal`), so one whose signal was pending has an interval and no value; it goes on an interval from now.
+fn armed(timer: &ItimerRecord) -> Option<ItimerRecord> {
+    let value = if timer.value == 0 { timer.interval } else { timer.value };
+    (value != 0).then_some(ItimerRecord { interval: timer.interval, value })
+}
+
 /// Arms the interval timers. Every signal must be blocked in all threads.
 pub fn itimers(member: &mut Member, timers: &[ItimerRecord; 3]) -> Result<(), Failure> {
-    if timers.iter().all(|t| t.value == 0) {
+    let timers: Vec<_> =
+        timers.iter().enumerate().filter_map(|(which, t)| Some((which, armed(t)?))).collect();
+    if timers.is_empty() {
         return Ok(());
     }
     let mut batch = member.batch();
-    for (which, timer) in timers.iter().enumerate().filter(|(_, t)| t.value != 0) {
-        let at = batch.data(&interval_and_value(timer, 1_000_000));
+    for (which, timer) in timers {
+        let at = batch.data(&interval_and_value(&timer, 1_000_000));
         batch.must(libc::SYS_setitimer, [which as u64, at.get(), 0, 0, 0, 0]);
     }
     member.run("set interval timers", &batch).map(drop)
@@ -249,6 +258,15 @@ mod tests {
         let raw = interval_and_value(&ItimerRecord { value: 1, interval: 2_500_000_000 }, 1_000_000);
         let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap());
         assert_eq!((word(0), word(1), word(2), word(3)), (2, 500_000, 0, 1));
+    }
+
+    #[test]
+    fn a_timer_whose_signal_is_pending_goes_on() {
+        let expired = ItimerRecord { value: 0, interval: 10 };
+        assert_eq!(armed(&expired), Some(ItimerRecord { value: 10, interval: 10 }));
+        let once = ItimerRecord { value: 3, interval: 0 };
+        assert_eq!(armed(&once), Some(once));
+        assert_eq!(armed(&ItimerRecord::default()), None);
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! Real programs, unmodified, under load: taken, lost and brought back again and again.
+
+mod client;
+mod daemons;
+mod drive;
+mod servers;
+
+use crate::runner::Test;
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = servers::tests();
+    tests.extend(daemons::tests());
+    tests
+}
