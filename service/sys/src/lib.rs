@@ -34,6 +34,7 @@ pub mod sysctl;
 pub mod task;
 pub mod thread;
 pub mod vdso;
+pub mod write_watch;
 pub mod xattr;
 
 pub use addr::{AddrRange, VirtAddr};

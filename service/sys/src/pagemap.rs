@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use linux_raw_sys::general as raw;
 use nix::errno::Errno;
@@ -14,6 +15,7 @@ use crate::{AddrRange, VirtAddr};
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
 /// Ranges taken by one call.
 const BATCH: usize = 4096;
+const PAGE: u64 = 4096;
 /// PAGE_IS_GUARD is known from Linux 6.15 on; older kernels answer EINVAL.
 const GUARD: u64 = raw::PAGE_IS_GUARD as u64;
 
@@ -35,6 +37,19 @@ pub struct Found {
     pub guards: Vec<AddrRange>,
 }
 
+/// The same with what [`crate::write_watch`] knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tracked {
+    /// Wanted pages that were written since they were armed, or are not watched.
+    pub written: Vec<AddrRange>,
+    /// Wanted pages that were not written since they were armed.
+    pub clean: Vec<AddrRange>,
+    /// Pages with a guard marker.
+    pub guards: Vec<AddrRange>,
+    /// Some wanted page is not watched.
+    pub unwatched: bool,
+}
+
 /// /proc/PID/pagemap, open.
 #[derive(Debug)]
 pub struct Pagemap {
@@ -42,6 +57,48 @@ pub struct Pagemap {
     file: File,
     buffer: Vec<raw::page_region>,
     guards: bool,
+}
+
+/// The masks of one PAGEMAP_SCAN.
+#[derive(Debug, Clone, Copy)]
+struct Masks {
+    flags: u64,
+    /// Must not be.
+    not: u64,
+    /// Must be.
+    all: u64,
+    /// One must be.
+    any: u64,
+    /// Told.
+    told: u64,
+}
+
+const PRESENT: u64 = raw::PAGE_IS_PRESENT as u64;
+const SWAPPED: u64 = raw::PAGE_IS_SWAPPED as u64;
+const FILE: u64 = raw::PAGE_IS_FILE as u64;
+const ZERO: u64 = raw::PAGE_IS_PFNZERO as u64;
+const WRITTEN: u64 = raw::PAGE_IS_WRITTEN as u64;
+const WATCHED: u64 = raw::PAGE_IS_WPALLOWED as u64;
+const PROTECT: u64 = raw::PM_SCAN_WP_MATCHING as u64;
+
+impl Masks {
+    /// The wanted pages, without those that are guarded.
+    fn of(wanted: Wanted) -> Self {
+        let not = match wanted {
+            Wanted::Own => FILE | ZERO,
+            Wanted::OwnOrZero => FILE,
+        };
+        Self { flags: 0, not, all: 0, any: PRESENT | SWAPPED, told: SWAPPED }
+    }
+
+    fn with_guards(self, known: bool) -> Self {
+        let guard = if known { GUARD } else { 0 };
+        Self { any: self.any | guard, told: self.told | guard, ..self }
+    }
+
+    fn without_guards(self, known: bool) -> Self {
+        Self { not: self.not | if known { GUARD } else { 0 }, ..self }
+    }
 }
 
 impl Pagemap {
@@ -57,9 +114,60 @@ impl Pagemap {
     ///
     /// Errors: ENOTTY before Linux 6.7.
     pub fn scan(&mut self, range: AddrRange, wanted: Wanted, found: &mut Found) -> Result<()> {
+        self.walk(range, |guards| Masks::of(wanted).with_guards(guards), |region, parts| {
+            if region.categories & GUARD != 0 {
+                push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
+            } else {
+                parts.iter().for_each(|part| push(&mut found.pages, part.start, part.end));
+            }
+        })
+    }
+
+    /// The same, with what was written since it was armed told apart. Nothing is armed.
+    pub fn tracked(&mut self, range: AddrRange, wanted: Wanted, found: &mut Tracked) -> Result<()> {
+        let masks = |guards| {
+            let masks = Masks::of(wanted).with_guards(guards);
+            Masks { told: masks.told | WRITTEN | WATCHED, ..masks }
+        };
+        self.walk(range, masks, |region, parts| {
+            if region.categories & GUARD != 0 {
+                push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
+                return;
+            }
+            let watched = region.categories & WATCHED != 0;
+            found.unwatched |= !watched && !parts.is_empty();
+            let clean = watched && region.categories & WRITTEN == 0;
+            let list = if clean { &mut found.clean } else { &mut found.written };
+            parts.iter().for_each(|part| push(list, part.start, part.end));
+        })
+    }
+
+    /// The wanted pages of `range` that are watched and were written, appended to `written`; each is armed at the instant at
+    /// which it is looked at. What is not watched is passed over.
+    pub fn take_written(
+        &mut self,
+        range: AddrRange,
+        wanted: Wanted,
+        written: &mut Vec<AddrRange>,
+    ) -> Result<()> {
+        let masks = |guards| {
+            let masks = Masks::of(wanted).without_guards(guards);
+            Masks { flags: PROTECT, all: WRITTEN, ..masks }
+        };
+        self.walk(range, masks, |_, parts| parts.iter().for_each(|part| push(written, part.start, part.end)))
+    }
+
+    /// Calls `each` with every region in `range` that the masks match, and with its parts that are pages indeed: a swap entry can also
+    /// be the mere mark that nothing is there (a page of a file mapping that was protected and dropped).
+    fn walk(
+        &mut self,
+        range: AddrRange,
+        masks: impl Fn(bool) -> Masks,
+        mut each: impl FnMut(&raw::page_region, &[AddrRange]),
+    ) -> Result<()> {
         let mut from = range.start;
         while from < range.end {
-            let regions = match self.call(from, range.end, wanted) {
+            let count = match self.call(from, range.end, masks(self.guards)) {
                 Err(Errno::EINVAL) if self.guards => {
                     self.guards = false;
                     continue;
@@ -68,43 +176,68 @@ impl Pagemap {
                     let subject = Subject::Memory(self.pid, from);
                     return Err(Error::Kernel { op: "PAGEMAP_SCAN", subject, source: e });
                 }
-                Ok(count) => &self.buffer[..count],
+                Ok(count) => count,
             };
-            for region in regions {
-                let list = if region.categories & GUARD != 0 { &mut found.guards } else { &mut found.pages };
-                push(list, VirtAddr(region.start), VirtAddr(region.end));
+            for at in 0..count {
+                let region = self.buffer[at];
+                let whole = AddrRange { start: VirtAddr(region.start), end: VirtAddr(region.end) };
+                match region.categories & SWAPPED {
+                    0 => each(&region, &[whole]),
+                    _ => each(&region, &self.without_marks(whole)?),
+                }
             }
             // Not walk_end: up to Linux 6.18 it can lie before pages that were told already.
-            match regions.last() {
-                Some(last) if regions.len() == BATCH && last.end > from.0 => from = VirtAddr(last.end),
+            match self.buffer[..count].last() {
+                Some(last) if count == BATCH && last.end > from.0 => from = VirtAddr(last.end),
                 _ => break,
             }
         }
         Ok(())
     }
 
+    /// The parts of a range of swap entries that are pages: by the entry's type in the file itself (proc_pid_pagemap(5)), of which
+    /// the last is the kernel's for marks. Without CAP_SYS_ADMIN the type reads as 0.
+    fn without_marks(&self, range: AddrRange) -> Result<Vec<AddrRange>> {
+        const MARK: u64 = 31;
+        const CHUNK: u64 = 512;
+        let mut pages = Vec::new();
+        let mut bytes = [0; 8 * CHUNK as usize];
+        let (mut page, end) = (range.start.0 / PAGE, range.end.0 / PAGE);
+        while page < end {
+            let count = CHUNK.min(end - page);
+            let part = &mut bytes[..8 * count as usize];
+            self.file.read_exact_at(part, page * 8).map_err(|e| {
+                let source = Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+                Error::Kernel { op: "read pagemap", subject: Subject::Task(self.pid), source }
+            })?;
+            for (n, entry) in part.chunks_exact(8).enumerate() {
+                let entry = entry.try_into().map_or(0, u64::from_le_bytes);
+                let (present, swapped) = (entry >> 63 != 0, entry >> 62 & 1 != 0);
+                if present || swapped && entry & 31 != MARK {
+                    let at = (page + n as u64) * PAGE;
+                    push(&mut pages, VirtAddr(at), VirtAddr(at + PAGE));
+                }
+            }
+            page += count;
+        }
+        Ok(pages)
+    }
+
     /// One ioctl: the number of regions in the buffer; fewer than fit means that the walk came to its end.
-    fn call(&mut self, start: VirtAddr, end: VirtAddr, wanted: Wanted) -> std::result::Result<usize, Errno> {
-        let bits = |names: &[u32]| names.iter().fold(0, |set, bit| set | u64::from(*bit));
-        let guard = if self.guards { GUARD } else { 0 };
-        let absent = match wanted {
-            Wanted::Own => bits(&[raw::PAGE_IS_FILE, raw::PAGE_IS_PFNZERO]),
-            Wanted::OwnOrZero => bits(&[raw::PAGE_IS_FILE]),
-        };
+    fn call(&mut self, start: VirtAddr, end: VirtAddr, masks: Masks) -> std::result::Result<usize, Errno> {
         let mut arg = raw::pm_scan_arg {
             size: std::mem::size_of::<raw::pm_scan_arg>() as u64,
-            flags: 0,
+            flags: masks.flags,
             start: start.0,
             end: end.0,
             walk_end: 0,
             vec: self.buffer.as_mut_ptr() as u64,
             vec_len: self.buffer.len() as u64,
             max_pages: 0,
-            category_inverted: absent,
-            category_mask: absent,
-            category_anyof_mask: bits(&[raw::PAGE_IS_PRESENT, raw::PAGE_IS_SWAPPED]) | guard,
-            // With nothing but the guard told, neighbours that differ only in being swapped are one region.
-            return_mask: if guard == 0 { bits(&[raw::PAGE_IS_PRESENT, raw::PAGE_IS_SWAPPED]) } else { guard },
+            category_inverted: masks.not,
+            category_mask: masks.not | masks.all,
+            category_anyof_mask: masks.any,
+            return_mask: masks.told,
         };
         // SAFETY: arg is a valid pm_scan_arg that outlives the call; vec points to vec_len regions that only the kernel
         // writes during it.
@@ -126,8 +259,6 @@ mod tests {
     use super::*;
     use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
     use std::num::NonZeroUsize;
-
-    const PAGE: u64 = 4096;
 
     #[test]
     fn written_pages_are_found_and_read_or_guarded_ones_are_not() {
