@@ -22,6 +22,7 @@ pub mod members;
 pub mod rebuild;
 pub mod storage;
 pub mod store;
+pub mod track;
 
 pub use api::*;
 pub use error::Error;

@@ -114,13 +114,17 @@ impl Pagemap {
     ///
     /// Errors: ENOTTY before Linux 6.7.
     pub fn scan(&mut self, range: AddrRange, wanted: Wanted, found: &mut Found) -> Result<()> {
-        self.walk(range, |guards| Masks::of(wanted).with_guards(guards), |region, parts| {
-            if region.categories & GUARD != 0 {
-                push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
-            } else {
-                parts.iter().for_each(|part| push(&mut found.pages, part.start, part.end));
-            }
-        })
+        self.walk(
+            range,
+            |guards| Masks::of(wanted).with_guards(guards),
+            |region, parts| {
+                if region.categories & GUARD != 0 {
+                    push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
+                } else {
+                    parts.iter().for_each(|part| push(&mut found.pages, part.start, part.end));
+                }
+            },
+        )
     }
 
     /// The same, with what was written since it was armed told apart. Nothing is armed.
@@ -155,6 +159,20 @@ impl Pagemap {
             Masks { flags: PROTECT, all: WRITTEN, ..masks }
         };
         self.walk(range, masks, |_, parts| parts.iter().for_each(|part| push(written, part.start, part.end)))
+    }
+
+    /// The same as [`Pagemap::tracked`] for /proc/PID/clear_refs: bit 55 of a page's entry is set by the first write after it.
+    pub fn soft_dirty(&mut self, range: AddrRange, wanted: Wanted, found: &mut Tracked) -> Result<()> {
+        let mut own = Found::default();
+        self.scan(range, wanted, &mut own)?;
+        found.guards.append(&mut own.guards);
+        for pages in own.pages {
+            self.entries(pages, |at, entry| {
+                let list = if entry >> 55 & 1 == 0 { &mut found.clean } else { &mut found.written };
+                push(list, at, at.add(PAGE));
+            })?;
+        }
+        Ok(())
     }
 
     /// Calls `each` with every region in `range` that the masks match, and with its parts that are pages indeed: a swap entry can also
@@ -199,8 +217,19 @@ impl Pagemap {
     /// the last is the kernel's for marks. Without CAP_SYS_ADMIN the type reads as 0.
     fn without_marks(&self, range: AddrRange) -> Result<Vec<AddrRange>> {
         const MARK: u64 = 31;
-        const CHUNK: u64 = 512;
         let mut pages = Vec::new();
+        self.entries(range, |at, entry| {
+            let (present, swapped) = (entry >> 63 != 0, entry >> 62 & 1 != 0);
+            if present || swapped && entry & 31 != MARK {
+                push(&mut pages, at, at.add(PAGE));
+            }
+        })?;
+        Ok(pages)
+    }
+
+    /// Calls `each` with every page of a range and its entry in the file.
+    fn entries(&self, range: AddrRange, mut each: impl FnMut(VirtAddr, u64)) -> Result<()> {
+        const CHUNK: u64 = 512;
         let mut bytes = [0; 8 * CHUNK as usize];
         let (mut page, end) = (range.start.0 / PAGE, range.end.0 / PAGE);
         while page < end {
@@ -211,16 +240,11 @@ impl Pagemap {
                 Error::Kernel { op: "read pagemap", subject: Subject::Task(self.pid), source }
             })?;
             for (n, entry) in part.chunks_exact(8).enumerate() {
-                let entry = entry.try_into().map_or(0, u64::from_le_bytes);
-                let (present, swapped) = (entry >> 63 != 0, entry >> 62 & 1 != 0);
-                if present || swapped && entry & 31 != MARK {
-                    let at = (page + n as u64) * PAGE;
-                    push(&mut pages, VirtAddr(at), VirtAddr(at + PAGE));
-                }
+                each(VirtAddr((page + n as u64) * PAGE), entry.try_into().map_or(0, u64::from_le_bytes));
             }
             page += count;
         }
-        Ok(pages)
+        Ok(())
     }
 
     /// One ioctl: the number of regions in the buffer; fewer than fit means that the walk came to its end.
@@ -244,6 +268,32 @@ impl Pagemap {
         let count = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut arg) };
         Ok(Errno::result(count)? as usize)
     }
+}
+
+/// Whether this kernel tells soft-dirty pages (CONFIG_MEM_SOFT_DIRTY): a page just written has the bit, and has lost it after
+/// `clear_refs`. Tried on ourselves, which only makes our own next writes a little slower.
+pub fn probe_soft_dirty() -> Result<bool> {
+    let mut page = vec![0u8; 2 * PAGE as usize];
+    let at = VirtAddr((page.as_ptr() as u64).next_multiple_of(PAGE));
+    let map = Pagemap::open(Pid::this())?;
+    let bit = || {
+        let mut set = false;
+        map.entries(AddrRange::new(at, PAGE), |_, entry| set = entry >> 55 & 1 != 0).map(|()| set)
+    };
+    page.fill(1);
+    std::hint::black_box(&mut page);
+    let before = bit()?;
+    clear_soft_dirty(Pid::this())?;
+    let cleared = !bit()?;
+    page.fill(2);
+    std::hint::black_box(&mut page);
+    Ok(before && cleared && bit()?)
+}
+
+/// Clears the soft-dirty bits of a whole address space (proc_pid_clear_refs(5), 4).
+pub fn clear_soft_dirty(pid: Pid) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&path, "4").map_err(|e| Error::io("write", path, &e))
 }
 
 /// Appends a range, joined to the last one where they touch (categories differ, or a batch ended there).

@@ -83,11 +83,9 @@ impl WriteWatch {
         let number = lowest_free(pid)?;
         let mut batch = live.batch(0)?;
         let api = request();
-        let words: Vec<u8> =
-            [api.api, api.features, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let words: Vec<u8> = [api.api, api.features, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
         let api_at = batch.data(&words).get();
-        let span: Vec<u8> =
-            [0, time.as_nanos() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let span: Vec<u8> = [0, time.as_nanos() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
         let span_at = batch.data(&span).get();
         let sleep = [
             (libc::SYS_ppoll, [0, 0, span_at, 0, 0, 0]),

@@ -1,0 +1,116 @@
+//! `wp-async`: userfaultfd write protection that the kernel lifts by itself at the first write, and PAGEMAP_SCAN (Linux 6.7).
+//!
+//! Only pages that exist are protected, so that no mark is left where nothing is. A page that comes into being later is not
+//! protected, and so counts as written. What is not registered is not watched: mappings made or moved since, what a fork or an
+//! exec made, what another userfaultfd has.
+
+use std::collections::HashSet;
+
+use ckpt_image::Tracker as Kind;
+use ckpt_sys::inject::Live;
+use ckpt_sys::maps::Mapping;
+use ckpt_sys::pagemap::{Pagemap, Tracked, Wanted};
+use ckpt_sys::thread::Deadline;
+use ckpt_sys::write_watch::{self, WriteWatch};
+use ckpt_sys::{AddrRange, Error as SysError};
+use nix::unistd::Pid;
+
+use super::{Tracker, Watch, Watched};
+
+/// The tracker.
+#[derive(Debug)]
+pub(super) struct WpAsync;
+
+/// Whether the machine has it; the error says why not.
+pub(super) fn probe() -> Result<(), String> {
+    write_watch::probe()
+        .map_err(|e| format!("the kernel has no asynchronous write protection (Linux 6.7): {e}"))
+}
+
+impl Tracker for WpAsync {
+    fn kind(&self) -> Kind {
+        Kind::WpAsync
+    }
+
+    fn watch(&self, live: &mut Live, deadline: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
+        let pid = live.pid();
+        let Some(watch) = WriteWatch::create(live, deadline)? else { return Ok(None) };
+        let _watched = Watched::note(pid.as_raw());
+        Ok(Some(Box::new(Space {
+            pid,
+            watch,
+            pagemap: Pagemap::open(pid)?,
+            in_window: false,
+            seen: HashSet::new(),
+            scrap: Vec::new(),
+            _watched,
+        })))
+    }
+}
+
+/// One address space.
+#[derive(Debug)]
+struct Space {
+    pid: Pid,
+    watch: WriteWatch,
+    pagemap: Pagemap,
+    /// `pagemap` was opened in this window. It is of the address space that it was opened on: after an exec it would show the old one.
+    in_window: bool,
+    /// Mappings that were registered as a whole.
+    seen: HashSet<AddrRange>,
+    scrap: Vec<AddrRange>,
+    _watched: Watched,
+}
+
+impl Space {
+    /// Registers a mapping whose pages are all to count as written. False where it cannot be.
+    fn register(&mut self, range: AddrRange) -> bool {
+        self.watch.register(range).and_then(|()| self.watch.forget(range)).is_ok() && self.seen.insert(range)
+    }
+}
+
+impl Watch for Space {
+    fn take(&mut self, mapping: &Mapping, wanted: Wanted, found: &mut Tracked) -> Result<(), SysError> {
+        if !self.in_window {
+            self.pagemap = Pagemap::open(self.pid)?;
+            self.in_window = true;
+        }
+        let range = mapping.range;
+        let mut here = Tracked::default();
+        self.pagemap.tracked(range, wanted, &mut here)?;
+        if here.unwatched {
+            self.seen.remove(&range);
+            self.register(range);
+        }
+        if !here.written.is_empty() {
+            self.scrap.clear();
+            self.pagemap.take_written(range, wanted, &mut self.scrap)?;
+        }
+        found.written.append(&mut here.written);
+        found.clean.append(&mut here.clean);
+        found.guards.append(&mut here.guards);
+        found.unwatched |= here.unwatched;
+        Ok(())
+    }
+
+    fn settle(&mut self, _: &mut Live, _: Deadline) -> Result<(), SysError> {
+        self.in_window = false;
+        Ok(())
+    }
+
+    fn round(
+        &mut self,
+        mapping: &Mapping,
+        wanted: Wanted,
+        all: bool,
+    ) -> Result<Option<Vec<AddrRange>>, SysError> {
+        let mut written = Vec::new();
+        if (all || !self.seen.contains(&mapping.range)) && !self.register(mapping.range) {
+            // It is stored in the window, or it is gone.
+            self.seen.remove(&mapping.range);
+            return Ok(Some(written));
+        }
+        self.pagemap.take_written(mapping.range, wanted, &mut written)?;
+        Ok(Some(written))
+    }
+}
