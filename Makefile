@@ -68,9 +68,9 @@ integration: stage ## tests of the installed project in a throwaway machine; FIL
 demo: stage ## Redis and PostgreSQL under load go back together to the moment of a checkpoint
 	@$(machine) run --stage '$(stage)' --timeout 300 -- $(CURDIR)/target/debug/demo
 
-bench: stage ## what it costs
+bench: stage ## what it costs, each figure beside its target; also as JSON and plots; FILTER=part-of-a-name
 	$(CARGO) build --release -p ckpt-tests
-	$(machine) run --memory-disk --stage '$(stage)' -- $(CURDIR)/target/release/bench
+	$(machine) run --memory-disk --stage '$(stage)' -- $(CURDIR)/target/release/bench $(FILTER)
 
 clean: ## removes what was built
 	$(CARGO) clean

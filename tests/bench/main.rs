@@ -1,29 +1,62 @@
-//! What it costs: an intercepted pwrite, a checkpoint, a restore. Runs inside the throwaway machine (`make bench`).
+//! What it costs, each figure beside its target: runs inside the throwaway machine (`make bench`; `FILTER=part-of-a-name` chooses).
 
-mod checkpoints;
 mod memory;
 mod pwrite;
+mod report;
+mod service;
+mod store;
+mod throughput;
+mod window;
 
 use std::process::ExitCode;
+
+use report::Report;
+
+/// A bench adds its figures to the report.
+type Bench = fn(&mut Report);
+
+/// The benches by name.
+const BENCHES: &[(&str, Bench)] = &[
+    ("library", pwrite::bench),
+    ("stages", memory::bench),
+    ("window-memory", window::memory),
+    ("window-written", window::written),
+    ("window-writers", window::writers),
+    ("window-crowd", window::crowd),
+    ("gap", window::gap),
+    ("store", store::bench),
+    ("throughput", throughput::bench),
+];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         [pwrite::CHILD] => pwrite::child(),
-        [checkpoints::CHILD, mib] => checkpoints::child(mib.parse().expect("a number")),
+        [service::CHILD, ref load @ ..] => {
+            service::child(&service::Load::parse(load).expect("words of ours"))
+        }
         [memory::SMALL] => memory::child(false),
         [memory::HUGE] => memory::child(true),
-        ["memory"] => memory::bench(), // touches nothing of systemd
         _ if !std::path::Path::new("/run/machine").exists() => {
             eprintln!("bench: this is for the throwaway machine: make bench");
             return ExitCode::FAILURE;
         }
-        _ => {
-            pwrite::bench();
-            memory::bench();
-            checkpoints::bench();
-        }
+        [filter] => run(filter),
+        _ => run(""),
     }
     ExitCode::SUCCESS
+}
+
+/// Those whose name has `filter` in it.
+fn run(filter: &str) {
+    let mut report = Report::default();
+    for (name, bench) in BENCHES.iter().filter(|(name, _)| name.contains(filter)) {
+        eprintln!("{name}");
+        bench(&mut report);
+    }
+    match report.finish() {
+        Ok(dir) => println!("the same as JSON, and plots: {}", dir.display()),
+        Err(e) => eprintln!("bench: cannot write the report: {e}"),
+    }
 }

@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::pwrite::median;
+use crate::report::{Figure, Report};
 
 /// How this program calls itself to be the process whose memory is captured; 4 KiB pages, or huge ones.
 pub(crate) const SMALL: &str = "--memory-small";
@@ -24,19 +25,20 @@ pub(crate) const HUGE: &str = "--memory-huge";
 const MIB: usize = 1024;
 const ROUNDS: usize = 5;
 
-/// Prints one line for each stage.
-pub(crate) fn bench() {
-    for (pages, how) in [("4 KiB", SMALL), ("huge", HUGE)] {
+/// One figure for each stage.
+pub(crate) fn bench(report: &mut Report) {
+    for (pages, how) in [("4 KiB pages", SMALL), ("huge pages", HUGE)] {
         let victim = Victim::start(how);
         let rounds: Vec<[f64; 6]> = (0..ROUNDS).map(|_| round(victim.pid)).collect();
         let of = |i: usize| median(rounds.iter().map(|r| r[i]).collect()) * 1e3;
-        println!("\n{MIB} MiB in {pages} pages (medians of {ROUNDS}, ms)");
-        println!("  before the window: look, take memory    {:8.1}", of(0));
-        println!("  in the window: mappings and their pages {:8.1}", of(1));
-        println!("  in the window: copy                     {:8.1}", of(2));
-        println!("    the same in this process, one thread  {:8.1}   ratio {:.2}", of(3), of(2) / of(3));
-        println!("  after it: write and fsync               {:8.1}", of(4));
-        println!("    write and fsync of plain bytes        {:8.1}   ratio {:.2}", of(5), of(4) / of(5));
+        let mut stage = |name: &str, value, beside| {
+            let name = format!("{MIB} MiB in {pages}: {name}");
+            report.figure(Figure { name, value, unit: "ms", target: None, beside });
+        };
+        stage("look, take memory", of(0), None);
+        stage("mappings and their pages", of(1), None);
+        stage("copy", of(2), Some(("the same in this process, one thread", of(3))));
+        stage("write and fsync", of(4), Some(("of plain bytes", of(5))));
     }
 }
 

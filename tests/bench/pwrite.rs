@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::report::{Figure, Report, Target};
+
 /// How this program calls itself to measure in a process with or without the library.
 pub(crate) const CHILD: &str = "--pwrite";
 
@@ -16,8 +18,8 @@ const CALLS: u32 = 1000;
 const PROCESSES: usize = 9;
 const PROMISE: f64 = 60.0;
 
-/// Prints both medians and their difference.
-pub(crate) fn bench() {
+/// Both medians and their difference.
+pub(crate) fn bench(report: &mut Report) {
     let (mut without, mut with): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
     for _ in 0..PROCESSES {
         without.push(measure(None));
@@ -25,17 +27,20 @@ pub(crate) fn bench() {
     }
     let pwrite = |runs: &[[f64; 2]]| median(runs.iter().map(|r| r[0]).collect());
     let compute = |runs: &[[f64; 2]]| median(runs.iter().map(|r| r[1]).collect());
-    let added = pwrite(&with) - pwrite(&without);
-    println!("pwrite of 4 KiB, page-cached       median without {:7.1} ns", pwrite(&without));
-    println!("                                   median with    {:7.1} ns", pwrite(&with));
-    println!(
-        "                                   added          {added:7.1} ns (promised: at most {PROMISE})"
-    );
-    println!(
-        "a loop of 100 million additions    without {:7.2} ms, with {:7.2} ms",
-        compute(&without),
-        compute(&with)
-    );
+    report.figure(Figure {
+        name: "added to a pwrite of 4 KiB, page-cached".into(),
+        value: pwrite(&with) - pwrite(&without),
+        unit: "ns",
+        target: Some(Target::AtMost(PROMISE)),
+        beside: Some(("without the library", pwrite(&without))),
+    });
+    report.figure(Figure {
+        name: "a loop that only computes, with the library".into(),
+        value: compute(&with),
+        unit: "ms",
+        target: None,
+        beside: Some(("without", compute(&without))),
+    });
 }
 
 /// Median nanoseconds of a pwrite, and milliseconds of the loop, in a process of its own.

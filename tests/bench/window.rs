@@ -1,0 +1,167 @@
+//! The freeze window: against memory, written share, threads, processes and files being written; and as the service sees it.
+
+use crate::pwrite::median;
+use crate::report::{Curve, Report, Target};
+use crate::service::{Cost, Load, Service};
+
+const ROUNDS: usize = 10;
+
+/// One checkpoint that nobody counts (the first touch of memory after boot is slow), then `ROUNDS`, each after `before`.
+fn costs(service: &Service, words: &[&str], before: impl Fn()) -> Vec<Cost> {
+    service.checkpoint(&[]);
+    (0..ROUNDS)
+        .map(|_| {
+            before();
+            service.checkpoint(words)
+        })
+        .collect()
+}
+
+fn window(costs: &[Cost]) -> f64 {
+    median(costs.iter().map(|c| c.window).collect())
+}
+
+/// Idle memory of 64 MiB to 4 GiB (8 GiB where the machine has the memory for it).
+pub(crate) fn memory(report: &mut Report) {
+    let mut points = Vec::new();
+    for mib in sizes() {
+        let service = Service::start(&Load { mib, ..Load::default() }, "");
+        let cost = window(&costs(&service, &[], || ()));
+        points.push([mib as f64, cost]);
+        let name = format!("freeze window, {mib} MiB idle");
+        let small = points.iter().find(|p| p[0] == 1024.0).map_or(5.0, |p| p[1] * 1.2);
+        match mib {
+            1024 => report.promised(name, cost, "ms", Target::AtMost(5.0)),
+            8192 => report.promised(name, cost, "ms", Target::AtMost(small)),
+            _ => report.plain(name, cost, "ms"),
+        }
+    }
+    report.curve(Curve { name: "freeze-window-memory", axes: ["memory, MiB", "freeze window, ms"], points });
+}
+
+fn sizes() -> Vec<usize> {
+    let free = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: usize = free
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .unwrap_or(0);
+    // The service, its image on the memory disk, and a copy on the way.
+    let fits = |mib: &usize| {
+        let fits = mib * 3 < kib / 1024;
+        if !fits {
+            println!("left out: {mib} MiB need three times as much memory, there is {} MiB", kib / 1024);
+        }
+        fits
+    };
+    [64, 256, 1024, 4096, 8192].into_iter().filter(fits).collect()
+}
+
+/// 1 GiB of which a share is written between two checkpoints; and what an incremental stores of it.
+pub(crate) fn written(report: &mut Report) {
+    let mut windows = Vec::new();
+    let mut sizes = Vec::new();
+    for share in [0.0, 0.01, 0.1, 0.5] {
+        let pages = (share * 262_144.0) as usize;
+        let service = Service::start(&Load { mib: 1024, pages, ..Load::default() }, "");
+        let costs = costs(&service, &[], || service.write_pages());
+        let percent = share * 100.0;
+        windows.push([percent, window(&costs)]);
+        let name = format!("freeze window, 1 GiB, {percent} % written between");
+        if share <= 0.01 {
+            report.promised(name, window(&costs), "ms", Target::AtMost(5.0));
+        } else {
+            report.plain(name, window(&costs), "ms");
+        }
+        let stored = median(costs.iter().map(|c| c.bytes).collect()) / 1024.0;
+        let most = 1.1 * (pages * 4) as f64 + 64.0;
+        sizes.push([(pages * 4) as f64, stored]);
+        report.promised(
+            format!("incremental image, {pages} pages written"),
+            stored,
+            "KiB",
+            Target::AtMost(most),
+        );
+    }
+    report.curve(Curve {
+        name: "freeze-window-written",
+        axes: ["written, %", "freeze window, ms"],
+        points: windows,
+    });
+    report.curve(Curve { name: "stored-written", axes: ["written, KiB", "stored, KiB"], points: sizes });
+}
+
+/// Writers to memory and to files that do not stop for a checkpoint.
+pub(crate) fn writers(report: &mut Report) {
+    let load = Load { mib: 1024, processes: 3, memory_mbps: 200, ..Load::default() };
+    let service = Service::start(&load, "");
+    report.promised(
+        "freeze window, 4 processes write 200 MB/s",
+        window(&costs(&service, &[], || ())),
+        "ms",
+        Target::AtMost(25.0),
+    );
+    drop(service);
+    let service = Service::start(&Load { mib: 16, file_mbps: 50, ..Load::default() }, "");
+    report.promised(
+        "freeze window, 50 MB/s to files",
+        window(&costs(&service, &[], || ())),
+        "ms",
+        Target::AtMost(15.0),
+    );
+}
+
+/// Threads and processes: the window and the restore.
+pub(crate) fn crowd(report: &mut Report) {
+    let mut points = Vec::new();
+    for threads in [1, 100, 500] {
+        let service = Service::start(&Load { mib: 16, threads, ..Load::default() }, "");
+        let (cost, restore) = both(&service);
+        points.push([threads as f64, cost]);
+        if threads == 500 {
+            report.promised("freeze window, 500 threads", cost, "ms", Target::AtMost(40.0));
+            report.promised("restore, 500 threads", restore, "ms", Target::AtMost(80.0));
+        }
+    }
+    report.curve(Curve { name: "freeze-window-threads", axes: ["threads", "freeze window, ms"], points });
+    let mut points = Vec::new();
+    for processes in [1, 50, 200] {
+        let service = Service::start(&Load { mib: 50, processes, ..Load::default() }, "");
+        let (cost, restore) = both(&service);
+        points.push([processes as f64, cost]);
+        if processes == 200 {
+            report.promised("freeze window, 200 small processes", cost, "ms", Target::AtMost(60.0));
+            report.promised("restore, 200 small processes", restore, "ms", Target::AtMost(200.0));
+        }
+    }
+    report.curve(Curve { name: "freeze-window-processes", axes: ["processes", "freeze window, ms"], points });
+}
+
+fn both(service: &Service) -> (f64, f64) {
+    let cost = window(&costs(service, &["--full"], || ()));
+    let restores: Vec<f64> = (0..ROUNDS / 2).map(|_| service.restore(&[])).collect();
+    (cost, median(restores))
+}
+
+/// What the service itself notices: the longest time that its clock stood still.
+pub(crate) fn gap(report: &mut Report) {
+    let service = Service::start(&Load { mib: 1024, ..Load::default() }, "");
+    service.checkpoint(&[]);
+    let mut gaps = Vec::new();
+    let mut windows = Vec::new();
+    let mut quiet = Vec::new();
+    for _ in 0..ROUNDS {
+        service.gap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        quiet.push(service.gap());
+        windows.push(service.checkpoint(&[]).window);
+        gaps.push(service.gap());
+    }
+    report.plain("longest gap seen by the service, no checkpoint", median(quiet), "ms");
+    report.figure(crate::report::Figure {
+        name: "longest gap seen by the service, one checkpoint".into(),
+        value: median(gaps),
+        unit: "ms",
+        target: None,
+        beside: Some(("freeze window as reported", median(windows))),
+    });
+}
