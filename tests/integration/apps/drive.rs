@@ -46,7 +46,7 @@ pub(crate) struct Started {
 pub(crate) fn app(name: &str, start: impl Fn(&Group) -> Started + 'static) -> Test {
     let check = move |name: &str| {
         let group = Group::new(name);
-        group.enable_patient();
+        group.enable();
         let started = start(&group);
         let mut last = String::new();
         eventually(&format!("{name} serves: {last}"), 30, || started.app.count().map_err(|e| last = e).ok());
