@@ -81,6 +81,14 @@ impl Group {
         must(&["systemctl", "daemon-reload"]);
     }
 
+    /// Starts a unit of the enabled group when it has the drop-in with the preload library, which comes soon after the unit.
+    pub(crate) fn start(&self, unit: &str) {
+        eventually(&format!("{unit} gets its drop-in"), 20, || {
+            property(unit, "DropInPaths").contains("50-ckpt.conf").then_some(())
+        });
+        must(&["systemctl", "start", unit]);
+    }
+
     /// Starts a victim as a service of the group and waits until it is ready. `settings` are lines for [Service].
     pub(crate) fn victim(&self, program: &str, arguments: &str, settings: &str) -> Victim {
         self.victim_as(program, program, arguments, settings)

@@ -37,7 +37,7 @@ fn start(group: &Group, program: &str, unit: &str, settings: &str) -> Vec<String
     servers::needs(program);
     let unit = format!("{unit}.service");
     group.adopt(&unit, settings);
-    must(&["systemctl", "start", &unit]);
+    group.start(&unit);
     vec![unit]
 }
 

@@ -3,6 +3,7 @@
 mod client;
 mod daemons;
 mod drive;
+mod programs;
 mod servers;
 
 use crate::runner::Test;
@@ -10,5 +11,6 @@ use crate::runner::Test;
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = servers::tests();
     tests.extend(daemons::tests());
+    tests.extend(programs::tests());
     tests
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use crate::fixture::{Group, path};
 use crate::runner::{Test, skip};
-use ckpt_tests::system::must;
 
 use super::client::Connection;
 use super::drive::{Answer, App, Client, Started, app};
@@ -50,7 +49,7 @@ pub(crate) fn start(
     let dir = group.directory("server");
     let command = format!("{interpreter} {} {port} {}", path(&program), path(&dir));
     let unit = group.write_unit("server", &command, settings);
-    must(&["systemctl", "start", &unit]);
+    group.start(&unit);
     Started { app: Box::new(Server { port, http, dir }), units: vec![unit] }
 }
 

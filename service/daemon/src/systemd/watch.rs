@@ -1,7 +1,7 @@
 //! Units that join a slice later get their drop-in by themselves: at `UnitNew`, and when systemd has reloaded.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ckpt_engine::Error;
 use futures_util::StreamExt;
@@ -15,6 +15,9 @@ use crate::service::Service;
 
 /// Signals come in bursts: the slices are looked through when this long none came.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// On a busy system there is always one.
+const AT_MOST: Duration = Duration::from_secs(1);
 
 impl Systemd {
     /// Watches from now on, in a task of its own.
@@ -54,7 +57,8 @@ impl Systemd {
     async fn install_when(self: Arc<Self>, look: Arc<Notify>, service: Arc<Service>) {
         loop {
             look.notified().await;
-            while timeout(QUIET, look.notified()).await.is_ok() {}
+            let first = Instant::now();
+            while first.elapsed() < AT_MOST && timeout(QUIET, look.notified()).await.is_ok() {}
             // While a group is stopped or restored systemd has other work; taking its drop-ins away ends in a reload, which comes here.
             if service.slices().is_empty() || !self.lock_held().is_empty() {
                 continue;
