@@ -328,6 +328,11 @@ pub trait Engine: Send + Sync {
     fn list(&self, group: &str) -> Result<Vec<CheckpointInfo>, Error>;
     /// Removes checkpoints: images and snapshots.
     fn delete(&self, group: &Group, ids: &[String], job: &dyn Job) -> Result<(), Error>;
+    /// Makes a checkpoint (empty: the newest) stand alone and removes those of its ancestors that no other rests on.
+    fn merge(&self, group: &Group, upto: &str, job: &dyn Job) -> Result<CheckpointInfo, Error>;
+    /// Makes the newest checkpoint stand alone if `max_chain` incrementals or more are in its chain; removes nothing. May run beside a checkpoint
+    /// of the group. `None` where there was nothing to do.
+    fn shorten(&self, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error>;
     /// Reads a checkpoint whole and compares all checksums.
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error>;
     /// Changes description and tags in the manifest.

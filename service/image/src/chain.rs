@@ -7,122 +7,113 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Container, Extent, PAGE_SIZE, PageIndex, Place, Run, Store};
+use crate::{Container, Extent, PageIndex, Store};
 
-/// The runs of one container, ascending, none overlapping, neighbours joined.
-pub(crate) type Runs = Vec<Run>;
+/// Pages that one image of a chain stores in one way. Zero pages and pages of the parent of the whole chain are of no image: 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    /// The image, 0 the newest.
+    pub image: usize,
+    /// The pages, and where they are in it.
+    pub extent: Extent,
+}
 
-/// Merges the indexes of a chain, newest first. On failure gives the image that contradicts its parent, and how.
+/// The pages of one container through a whole chain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Merged {
+    /// Where the chain does not begin with a full: what its oldest image inherits from.
+    pub inherits: Option<Container>,
+    /// Ascending, none overlapping, neighbours joined.
+    pub spans: Vec<Span>,
+}
+
+/// Merges the indexes of images that rest on each other, newest first. The oldest may itself rest on one that is not given: then
+/// [`Store::Parent`] is left for its pages. On failure gives the image that contradicts its parent, and how.
 pub(crate) fn merge(
     indexes: &[PageIndex],
-) -> std::result::Result<BTreeMap<Container, Runs>, (usize, String)> {
-    let mut below: BTreeMap<Container, Runs> = BTreeMap::new();
+) -> std::result::Result<BTreeMap<Container, Merged>, (usize, String)> {
+    let mut below: Option<BTreeMap<Container, Merged>> = None;
     for (image, index) in indexes.iter().enumerate().rev() {
         let mut merged = BTreeMap::new();
         for one in &index.containers {
-            let inherited = match one.inherits {
-                None => &[][..],
-                Some(from) => below
-                    .get(&from)
-                    .ok_or_else(|| {
-                        let what = format!(
-                            "{:?} inherits from {from:?}, which the image it rests on does not have",
-                            one.container
-                        );
-                        (image, what)
-                    })?
-                    .as_slice(),
+            let outside = Merged {
+                inherits: one.inherits,
+                spans: vec![Span {
+                    image: 0,
+                    extent: Extent { first: 0, count: u64::MAX, store: Store::Parent },
+                }],
             };
-            merged.insert(one.container, resolve(image, &one.extents, inherited));
+            let inherited = match (one.inherits, &below) {
+                (None, _) => &Merged::default(),
+                (Some(_), None) => &outside,
+                (Some(from), Some(below)) => below.get(&from).ok_or_else(|| {
+                    let of = one.container;
+                    (
+                        image,
+                        format!("{of:?} inherits from {from:?}, which the image it rests on does not have"),
+                    )
+                })?,
+            };
+            let spans = resolve(image, &one.extents, &inherited.spans);
+            merged.insert(one.container, Merged { inherits: inherited.inherits, spans });
         }
-        below = merged;
+        below = Some(merged);
     }
-    Ok(below)
+    Ok(below.unwrap_or_default())
 }
 
 /// The extents of one container of an image over what it inherits.
-fn resolve(image: usize, extents: &[Extent], inherited: &[Run]) -> Runs {
-    let mut runs = Runs::with_capacity(extents.len());
+fn resolve(image: usize, extents: &[Extent], inherited: &[Span]) -> Vec<Span> {
+    let mut spans = Vec::with_capacity(extents.len());
     for extent in extents {
-        let whole = |place| Run { first: extent.first, count: extent.count, place };
         match extent.store {
-            Store::Zero => push(&mut runs, whole(Place::Zero)),
-            Store::Raw { block } => {
-                push(&mut runs, whole(Place::File { image, offset: block * PAGE_SIZE }));
-            }
             Store::Parent => {
-                range(inherited, extent.first, extent.end()).for_each(|run| push(&mut runs, run));
+                range(inherited, extent.first, extent.end()).for_each(|span| push(&mut spans, span));
             }
+            Store::Zero => push(&mut spans, Span { image: 0, extent: *extent }),
+            Store::Raw { .. } => push(&mut spans, Span { image, extent: *extent }),
         }
     }
-    runs
+    spans
 }
 
-/// The parts of ascending runs that lie in `[first, end)`.
-pub(crate) fn range(runs: &[Run], first: u64, end: u64) -> impl Iterator<Item = Run> + '_ {
-    let from = runs.partition_point(|run| run.end() <= first);
-    runs[from..]
-        .iter()
-        .take_while(move |run| run.first < end)
-        .map(move |run| run.part(run.first.max(first), run.end().min(end)))
-        .filter(|run| run.count > 0)
+/// The parts of ascending spans that lie in `[first, end)`.
+pub(crate) fn range(spans: &[Span], first: u64, end: u64) -> impl Iterator<Item = Span> + '_ {
+    let from = spans.partition_point(|span| span.extent.end() <= first);
+    spans[from..].iter().take_while(move |span| span.extent.first < end).filter_map(move |span| {
+        let (first, end) = (span.extent.first.max(first), span.extent.end().min(end));
+        (first < end).then(|| Span { image: span.image, extent: span.extent.slice(first, end) })
+    })
 }
 
-/// Adds a run behind the others, as one with the last where it follows that in the container and in the file.
-fn push(runs: &mut Runs, run: Run) {
-    if let Some(last) = runs.last_mut()
-        && last.end() == run.first
-        && follows(last, run.place)
+/// Adds a span behind the others, as one with the last where it follows that in the container and in the file.
+fn push(spans: &mut Vec<Span>, span: Span) {
+    if let Some(last) = spans.last_mut()
+        && last.image == span.image
+        && let Some(joined) = last.extent.joined(&span.extent)
     {
-        last.count += run.count;
+        last.extent = joined;
     } else {
-        runs.push(run);
-    }
-}
-
-fn follows(before: &Run, place: Place) -> bool {
-    match (before.place, place) {
-        (Place::Zero, Place::Zero) => true,
-        (Place::File { image, offset }, Place::File { image: other, offset: next }) => {
-            image == other && offset + before.count * PAGE_SIZE == next
-        }
-        _ => false,
-    }
-}
-
-impl Run {
-    /// The page after the last.
-    pub fn end(&self) -> u64 {
-        self.first + self.count
-    }
-
-    /// The part `[first, end)` of it; must lie inside.
-    fn part(&self, first: u64, end: u64) -> Self {
-        let place = match self.place {
-            Place::File { image, offset } => {
-                Place::File { image, offset: offset + (first - self.first) * PAGE_SIZE }
-            }
-            Place::Zero => Place::Zero,
-        };
-        Self { first, count: end.saturating_sub(first), place }
+        spans.push(span);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
+pub(crate) mod tests {
+    use std::path::{Path, PathBuf};
 
     use super::*;
+    use crate::PAGE_SIZE;
     use crate::records::SpaceId;
-    use crate::{ImageError, PageReader, PagesWriter, tests::temp_dir};
+    use crate::{ImageError, PageReader, PagesWriter, Place, tests::temp_dir};
     use proptest::prelude::*;
 
     const PAGE: usize = PAGE_SIZE as usize;
-    const SPAN: u64 = 48;
+    pub const SPAN: u64 = 48;
 
     /// What is told of pages `[first, first + count)` of container `space`.
     #[derive(Debug, Clone)]
-    enum Deed {
+    pub enum Deed {
         Store(u32, u64, Vec<u8>),
         Zero(u32, u64, u64),
         Parent(u32, u64, u64),
@@ -138,22 +129,22 @@ mod tests {
     }
 
     /// Which container each of three inherits from, if any, and what is told.
-    type Image = (Vec<Option<u32>>, Vec<Deed>);
+    pub type Image = (Vec<Option<u32>>, Vec<Deed>);
 
-    fn images() -> impl Strategy<Value = Vec<Image>> {
+    pub fn images() -> impl Strategy<Value = Vec<Image>> {
         let inherits = proptest::collection::vec(proptest::option::weighted(0.8, 0..3u32), 3);
         proptest::collection::vec((inherits, proptest::collection::vec(deed(), 0..25)), 1..6)
     }
 
     /// Of each page of a container: its byte, or nothing.
-    type Model = Vec<Vec<Option<u8>>>;
+    pub type Model = Vec<Vec<Option<u8>>>;
 
-    fn space(n: u32) -> Container {
+    pub fn space(n: u32) -> Container {
         Container::Space(SpaceId(n))
     }
 
     /// Writes an image over what `below` says of its parent; gives what it must show.
-    fn write(dir: &std::path::Path, image: &Image, below: Option<&Model>) -> Model {
+    pub fn write(dir: &Path, image: &Image, below: Option<&Model>) -> Model {
         let (inherits, deeds) = image;
         let inherits = |n: u32| below.and(inherits[n as usize]);
         let mut writer = PagesWriter::create(dir).unwrap();
@@ -206,7 +197,7 @@ mod tests {
                     }
                     for pair in runs.windows(2) {
                         prop_assert!(pair[0].end() <= pair[1].first);
-                        prop_assert!(pair[0].end() < pair[1].first || !follows(&pair[0], pair[1].place));
+                        prop_assert!(pair[0].end() < pair[1].first || pair[0].place != Place::Zero || pair[1].place != Place::Zero);
                     }
                     for page in 0..SPAN {
                         let expected = now[n as usize][page as usize];

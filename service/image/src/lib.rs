@@ -12,6 +12,7 @@
 
 mod chain;
 mod error;
+mod fold;
 mod frame;
 mod index;
 mod manifest;
@@ -22,6 +23,7 @@ pub mod records;
 mod state;
 
 pub use error::{ImageError, Result};
+pub use fold::{Share, fold};
 pub use index::{Container, ContainerIndex, Extent, INDEX_FILE, PageIndex, Store};
 pub use manifest::{
     CheckpointState, Digest, Kind, MANIFEST_FILE, MANIFEST_VERSION, Manifest, SnapshotEntry, Tracker,

@@ -87,7 +87,7 @@ impl Extent {
     }
 
     /// The part `[first, end)` of it; must lie inside.
-    fn slice(&self, first: u64, end: u64) -> Self {
+    pub(crate) fn slice(&self, first: u64, end: u64) -> Self {
         let store = match self.store {
             Store::Raw { block } => Store::Raw { block: block + (first - self.first) },
             other => other,
@@ -95,8 +95,24 @@ impl Extent {
         Self { first, count: end - first, store }
     }
 
+    /// First block of `pages` and number of blocks, where it has any.
+    pub(crate) fn blocks(&self) -> Option<(u64, u64)> {
+        match self.store {
+            Store::Raw { block } => Some((block, self.count)),
+            Store::Zero | Store::Parent => None,
+        }
+    }
+
+    /// The same pages with their blocks from another one on.
+    pub(crate) fn moved(&self, to: u64) -> Self {
+        match self.store {
+            Store::Raw { .. } => Self { store: Store::Raw { block: to }, ..*self },
+            Store::Zero | Store::Parent => *self,
+        }
+    }
+
     /// Both as one, where `next` follows in the container and in the file.
-    fn joined(&self, next: &Self) -> Option<Self> {
+    pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
         let follows = match (self.store, next.store) {
             (Store::Raw { block }, Store::Raw { block: after }) => block + self.count == after,
             (a, b) => a == b,

@@ -3,10 +3,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::chain::{self, Runs};
+use crate::chain::{self, Merged, Span};
 use crate::frame::u32_at;
 use crate::pages::{MAGIC, VERSION, header_block};
-use crate::{Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result};
+use crate::{Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result, Store};
 
 /// Where a run of pages is to be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,19 +33,37 @@ pub struct Run {
     pub place: Place,
 }
 
+impl Run {
+    /// The page after the last.
+    pub fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
+    /// The run that a span is; a page of a parent is none.
+    fn of(span: &Span) -> Option<Self> {
+        let Span { image, extent } = *span;
+        let place = match extent.store {
+            Store::Zero => Place::Zero,
+            Store::Raw { block } => Place::File { image, offset: block * PAGE_SIZE },
+            Store::Parent => return None,
+        };
+        Some(Self { first: extent.first, count: extent.count, place })
+    }
+}
+
 /// The file `pages` of one image of a chain.
 #[derive(Debug)]
-struct Pages {
-    path: PathBuf,
-    file: File,
-    checksums: Vec<u32>,
+pub(crate) struct Pages {
+    pub path: PathBuf,
+    pub file: File,
+    pub checksums: Vec<u32>,
 }
 
 /// The pages of a checkpoint, open for reading through one merged index of its whole chain.
 #[derive(Debug)]
 pub struct PageReader {
     images: Vec<Pages>,
-    containers: BTreeMap<Container, Runs>,
+    containers: BTreeMap<Container, Merged>,
 }
 
 impl PageReader {
@@ -67,13 +85,19 @@ impl PageReader {
         }
         let containers = chain::merge(&indexes)
             .map_err(|(image, what)| ImageError::corrupt(&dirs[image].join(INDEX_FILE), what))?;
+        if let (Some(oldest), Some(dir)) = (indexes.last(), dirs.last())
+            && let Some(one) = oldest.containers.iter().find(|one| one.inherits.is_some())
+        {
+            let what = format!("{:?} rests on an image that is not there", one.container);
+            return Err(ImageError::corrupt(&dir.join(INDEX_FILE), what));
+        }
         Ok(Self { images, containers })
     }
 
     /// The pages `[first, end)` of a container that the checkpoint has, ascending. What is not told is a hole.
     pub fn runs(&self, container: Container, first: u64, end: u64) -> Vec<Run> {
-        let Some(runs) = self.containers.get(&container) else { return Vec::new() };
-        chain::range(runs, first, end).collect()
+        let Some(merged) = self.containers.get(&container) else { return Vec::new() };
+        chain::range(&merged.spans, first, end).filter_map(|span| Run::of(&span)).collect()
     }
 
     /// The containers of the checkpoint.
@@ -125,7 +149,8 @@ impl PageReader {
 }
 
 impl Pages {
-    fn open(dir: &Path, checksums: Vec<u32>) -> Result<Self> {
+    /// Opens the file in a checkpoint's directory, whose index tells these checksums.
+    pub fn open(dir: &Path, checksums: Vec<u32>) -> Result<Self> {
         let path = dir.join(PAGES_FILE);
         let file = File::open(&path).map_err(ImageError::io("open", &path))?;
         let size = file.metadata().map_err(ImageError::io("stat", &path))?.len();

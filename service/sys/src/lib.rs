@@ -23,6 +23,7 @@ pub mod nursery;
 pub mod pagemap;
 pub mod priority;
 pub mod ptrace;
+pub mod reflink;
 pub mod remote;
 pub mod restart;
 pub mod runner;

@@ -1,18 +1,16 @@
 //! Removing checkpoints and undo snapshots.
 
-use ckpt_image::Manifest;
-
-use super::LocalEngine;
-use crate::api::Job;
+use super::{LocalEngine, merge};
+use crate::api::{Job, Stage};
 use crate::error::Error;
 use crate::storage::{self, UndoInfo};
 
-/// Removes what the ids name, all of which are looked up before anything is removed.
+/// Removes what the ids name, all of which are looked up before anything is removed. What is named and others rest on is first merged into
+/// those.
 ///
-/// Errors: NoSuchCheckpoint; InvalidArgs if an incremental rests on one that is named.
+/// Errors: NoSuchCheckpoint, and those of a merge.
 pub fn checkpoints(engine: &LocalEngine, group: &str, ids: &[String], job: &dyn Job) -> Result<(), Error> {
     let undos = storage::undos(&engine.place()?, group, &engine.known_subvolumes(group)?)?;
-    let all = engine.store.list(group)?;
     let mut chosen = Vec::new();
     let mut chosen_undos: Vec<&UndoInfo> = Vec::new();
     for id in ids {
@@ -24,30 +22,23 @@ pub fn checkpoints(engine: &LocalEngine, group: &str, ids: &[String], job: &dyn 
             None => chosen.push(engine.store.find(group, id)?),
         }
     }
-    for manifest in &chosen {
-        stands_alone(manifest, &all, &chosen)?;
-    }
     let total = ids.len() as u64;
-    for (done, manifest) in chosen.iter().enumerate() {
-        job.progress(done as u64, total);
-        // The image first: a snapshot without a checkpoint is removed at the next start, the other way round is a checkpoint that lies.
-        engine.store.remove(group, &manifest.id.to_string())?;
-        storage::remove(&manifest.snapshots)?;
-    }
+    engine.store.alone(group, || {
+        let going: Vec<_> = chosen.iter().map(|m| m.id).collect();
+        merge::detach(engine, group, &going, job)?;
+        job.stage(Stage::Deleting);
+        // The newest first: what is left after a crash rests on what is left.
+        chosen.sort_by_key(|m| std::cmp::Reverse(m.id));
+        chosen.dedup_by_key(|m| m.id);
+        for (done, manifest) in chosen.iter().enumerate() {
+            job.progress(done as u64, total);
+            merge::remove(engine, manifest)?;
+        }
+        Ok::<_, Error>(())
+    })?;
     for undo in chosen_undos {
         storage::remove_undo(undo)?;
     }
     job.progress(total, total);
     Ok(())
-}
-
-fn stands_alone(manifest: &Manifest, all: &[Manifest], chosen: &[Manifest]) -> Result<(), Error> {
-    let stays = |m: &&Manifest| chosen.iter().all(|c| c.id != m.id);
-    match all.iter().filter(stays).find(|m| m.parent == Some(manifest.id)) {
-        Some(child) => Err(Error::InvalidArgs(format!(
-            "incremental {} rests on {}; merge the chain first, or delete both",
-            child.id, manifest.id
-        ))),
-        None => Ok(()),
-    }
 }

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod delete;
 mod describe;
+mod merge;
 mod precheck;
 mod rebuilder;
 mod recover;
@@ -83,6 +84,14 @@ impl Engine for LocalEngine {
         delete::checkpoints(self, &group.name, ids, job)
     }
 
+    fn merge(&self, group: &Group, upto: &str, job: &dyn Job) -> Result<CheckpointInfo, Error> {
+        merge::run(self, &group.name, upto, job)
+    }
+
+    fn shorten(&self, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error> {
+        merge::shorten(self, group, job)
+    }
+
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {
         let id = self.store.find(&group.name, id)?.id.to_string();
         verify::chain(&self.store, &self.store.ancestry(&group.name, &id)?, job)
@@ -95,6 +104,7 @@ impl Engine for LocalEngine {
         description: Option<String>,
         tags: Option<Vec<String>>,
     ) -> Result<CheckpointInfo, Error> {
+        let _manifests = self.store.manifests();
         let mut manifest = self.store.find(group, id)?;
         manifest.description = description.unwrap_or(manifest.description);
         manifest.tags = tags.unwrap_or(manifest.tags);
@@ -105,4 +115,20 @@ impl Engine for LocalEngine {
     fn recover(&self, groups: &[Group]) -> Result<Vec<Event>, Error> {
         recover::run(self, groups)
     }
+}
+
+/// Verifies a checkpoint of the group `web` for tests of the store.
+#[cfg(test)]
+pub(crate) fn verify_quietly(store: &Store, id: &str) -> Result<(), Error> {
+    struct Quiet;
+    impl Job for Quiet {
+        fn stage(&self, _: Stage) {}
+        fn progress(&self, _: u64, _: u64) {}
+        fn canceled(&self) -> bool {
+            false
+        }
+        fn captured(&self, _: &str) {}
+        fn event(&self, _: Event) {}
+    }
+    verify::chain(store, &store.ancestry("web", id)?, &Quiet)
 }

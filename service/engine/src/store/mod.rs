@@ -3,12 +3,17 @@
 //! ```text
 //! STORE/GROUP/            0700
 //! STORE/GROUP/ID/         one checkpoint; without manifest.json it does not exist and is removed at start
+//! STORE/GROUP/.ID.merge/  a checkpoint that is being folded, or was (fold); removed at start
 //! ```
 
+mod fold;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ckpt_image::{CheckpointState, MANIFEST_FILE, Manifest};
 use ulid::Ulid;
@@ -20,12 +25,36 @@ use crate::error::Error;
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    locks: Arc<Locks>,
+}
+
+/// What two threads must not do at once.
+#[derive(Debug, Default)]
+struct Locks {
+    /// Writing a manifest that is committed.
+    manifests: Mutex<()>,
+    /// Changing what rests on what, by group.
+    chains: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
 }
 
 impl Store {
     /// A store at this place; nothing is touched yet.
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, locks: Arc::default() }
+    }
+
+    /// While this is held, nobody else changes a manifest that is committed.
+    pub fn manifests(&self) -> MutexGuard<'_, ()> {
+        self.locks.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something that changes what rests on what in a group, alone: waits until nobody else does.
+    pub fn alone<T>(&self, group: &str, deed: impl FnOnce() -> T) -> T {
+        let mut chains = self.locks.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = Arc::clone(chains.entry(group.to_owned()).or_default());
+        drop(chains);
+        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        deed()
     }
 
     /// The directory of one checkpoint.
@@ -122,8 +151,10 @@ impl Store {
     /// Removes the directories that are no checkpoint; what a crash in the middle of one leaves.
     pub fn remove_leftovers(&self, group: &str) -> Result<Vec<Event>, Error> {
         let mut events = Vec::new();
-        for directory in self.directories(group)? {
-            if !directory.join(MANIFEST_FILE).exists() {
+        let is_merge = |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_some_and(fold::is_leftover);
+        let merges = subdirectories(&self.root.join(group))?.into_iter().filter(is_merge);
+        for directory in self.directories(group)?.into_iter().chain(merges) {
+            if is_merge(&directory) || !directory.join(MANIFEST_FILE).exists() {
                 fs::remove_dir_all(&directory)
                     .map_err(|e| Error::io(format!("remove {}", directory.display()), e))?;
                 events.push(Event::LeftoverRemoved { path: directory });
@@ -180,5 +211,7 @@ pub fn sync_directory(path: &Path) -> Result<(), Error> {
         .map_err(|e| Error::io(format!("sync {}", path.display()), e))
 }
 
+#[cfg(test)]
+mod fold_tests;
 #[cfg(test)]
 mod tests;
