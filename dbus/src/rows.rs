@@ -127,8 +127,14 @@ pub struct ProblemRow {
 pub struct PruneRow {
     /// The checkpoint.
     pub id: String,
-    /// `keep` or `delete`.
-    pub decision: String,
-    /// Why.
+    /// `keep` or `remove`.
+    pub action: String,
+    /// The rule that keeps it: `newest`, `keep_last`, …; `none` if none does, `not-configured` where none is set.
+    pub rule: String,
+    /// The same in words.
     pub reason: String,
+    /// The instant it shows, RFC 3339.
+    pub created: String,
+    /// The same, microseconds since 1970.
+    pub created_usec: u64,
 }

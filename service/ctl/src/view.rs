@@ -169,13 +169,18 @@ impl From<GroupRow> for Group {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Decision {
     pub id: String,
-    pub decision: String,
+    pub group: String,
+    pub created: String,
+    pub action: String,
+    pub rule: String,
     pub reason: String,
 }
 
-impl From<PruneRow> for Decision {
-    fn from(PruneRow { id, decision, reason }: PruneRow) -> Self {
-        Self { id, decision, reason }
+impl Decision {
+    /// Of a group's row.
+    pub fn of(group: &str, row: PruneRow) -> Self {
+        let PruneRow { id, action, rule, reason, created, .. } = row;
+        Self { id, group: group.to_owned(), created, action, rule, reason }
     }
 }
 

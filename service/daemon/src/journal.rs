@@ -1,6 +1,6 @@
 //! The only file that logs. Each event has one MESSAGE_ID (systemd.journal-fields(7)), `CKPT_*` fields and a text in ckpt.catalog.
 
-use ckpt_engine::{Error, Event, Group};
+use ckpt_engine::{Action, Decision, Error, Event, Group};
 use tracing::{error, info, warn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -26,6 +26,14 @@ pub mod ids {
     pub const VERIFIED: &str = "2f8e6b4d0a9c4173a1d5c7e3b9f04807";
     /// A checkpoint is damaged or could not be read.
     pub const VERIFY_FAILED: &str = "c6b13f7e5d2a48909e4f8a1c0d7b3508";
+    /// A chain was merged.
+    pub const MERGED: &str = "0c94d7e1b85a4f36a2e1c7f05d3b6911";
+    /// A chain was not merged.
+    pub const MERGE_FAILED: &str = "7ea1f43b0d924c58b6d02e9f8c5a1712";
+    /// Checkpoints were pruned.
+    pub const PRUNED: &str = "d35c08b2f6e147a9905e1b7a4c2f8d13";
+    /// Pruning failed.
+    pub const PRUNE_FAILED: &str = "486fb0e5c1d34d7f8a27e6c9b3051f14";
     /// Something will not be as it was.
     pub const WARNING: &str = "4b9d0e2c7f61435ca8e3d5b1f9260c09";
     /// A group that was left frozen was thawed.
@@ -43,7 +51,7 @@ pub mod ids {
     /// The daemon itself could not do something.
     pub const PROBLEM: &str = "1b5d8f3a6c0e4297ad7e2b9c4f81d610";
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 20] = [
         CHECKPOINT_DONE,
         CHECKPOINT_FAILED,
         RESTORE_DONE,
@@ -52,6 +60,10 @@ pub mod ids {
         DELETE_FAILED,
         VERIFIED,
         VERIFY_FAILED,
+        MERGED,
+        MERGE_FAILED,
+        PRUNED,
+        PRUNE_FAILED,
         WARNING,
         THAWED,
         LEFTOVER_REMOVED,
@@ -124,9 +136,32 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             CKPT_ID = id,
             "checkpoint {id} of group {group} is sound"
         ),
+        (_, Ok(Done::Merged(i))) => info!(
+            MESSAGE_ID = ids::MERGED,
+            CKPT_GROUP = group,
+            CKPT_ID = i.id,
+            CKPT_BYTES = i.image_bytes,
+            "checkpoint {} of group {group} is a full one now: the incrementals are folded into it",
+            i.id
+        ),
+        (_, Ok(Done::Pruned(decisions))) => pruned(group, decisions),
         (_, Ok(Done::Plain)) => {}
         (work, Err(failure)) => failed(group, work, failure),
     }
+}
+
+fn pruned(group: &str, decisions: &[Decision]) {
+    let removed = decisions.iter().filter(|d| d.action == Action::Remove);
+    let ids = removed.map(|d| d.id.as_str()).collect::<Vec<_>>().join(" ");
+    if ids.is_empty() {
+        return;
+    }
+    info!(
+        MESSAGE_ID = ids::PRUNED,
+        CKPT_GROUP = group,
+        CKPT_ID = ids,
+        "checkpoints of group {group} that no rule of its retention keeps were removed: {ids}"
+    );
 }
 
 fn failed(group: &str, work: &Work, failure: &Error) {
@@ -159,6 +194,20 @@ fn failed(group: &str, work: &Work, failure: &Error) {
             CKPT_ID = id,
             CKPT_ERROR = name,
             "checkpoint {id} of group {group} is not sound: {failure}"
+        ),
+        // It makes room for what somebody asked for, and is done another time.
+        Work::Shorten if matches!(failure, Error::Canceled) => {}
+        Work::Merge(_) | Work::Shorten => error!(
+            MESSAGE_ID = ids::MERGE_FAILED,
+            CKPT_GROUP = group,
+            CKPT_ERROR = name,
+            "the chain of group {group} was not merged: {failure}"
+        ),
+        Work::Prune => error!(
+            MESSAGE_ID = ids::PRUNE_FAILED,
+            CKPT_GROUP = group,
+            CKPT_ERROR = name,
+            "group {group} was not pruned: {failure}"
         ),
     }
 }

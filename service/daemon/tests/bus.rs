@@ -46,6 +46,33 @@ async fn a_checkpoint_is_there_when_the_call_returns() {
 }
 
 #[tokio::test]
+async fn prune_names_the_rule_of_each_decision_and_a_dry_run_removes_nothing() {
+    let world = World::with(|dir| {
+        std::fs::write(dir.join("web.toml"), "slice = \"web.slice\"\n[retention]\nkeep_last = 2\n").unwrap();
+        std::fs::write(dir.join("db.toml"), "slice = \"db.slice\"\n").unwrap();
+    })
+    .await;
+    for _ in 0..4 {
+        world.manager.checkpoint("web", &none()).await.unwrap();
+        world.manager.checkpoint("db", &none()).await.unwrap();
+    }
+    let dry = world.manager.prune("web", &with("dry-run", true)).await.unwrap();
+    let told = |rows: &[ckpt_dbus::PruneRow]| -> Vec<(String, String)> {
+        rows.iter().map(|r| (r.action.clone(), r.rule.clone())).collect()
+    };
+    let expected = [("keep", "newest"), ("keep", "keep_last"), ("remove", "none"), ("remove", "none")];
+    assert_eq!(told(&dry), expected.map(|(a, r)| (a.to_owned(), r.to_owned())));
+    assert_eq!(world.manager.list_checkpoints("web", &none()).await.unwrap().len(), 4);
+    assert_eq!(world.manager.prune("web", &none()).await.unwrap(), dry);
+    let left = world.manager.list_checkpoints("web", &none()).await.unwrap();
+    assert_eq!(left.iter().map(|r| &r.id).collect::<Vec<_>>(), [&dry[0].id, &dry[1].id]);
+    // Nothing configured, nothing pruned.
+    let decisions = world.manager.prune("db", &none()).await.unwrap();
+    assert!(decisions.iter().all(|d| d.action == "keep" && d.rule == "not-configured"));
+    assert_eq!(decisions.len(), 4);
+}
+
+#[tokio::test]
 async fn options_reach_the_engine() {
     let world = World::with_web().await;
     let options: Options<'_> = HashMap::from([
@@ -175,8 +202,7 @@ async fn failures_carry_the_names_of_the_contract() {
         error_name(world.manager.delete("web", &["X"], &none()).await),
         "org.ckpt.Error.NoSuchCheckpoint"
     );
-    assert_eq!(error_name(world.manager.merge("web", "X", &none()).await), "org.ckpt.Error.Unsupported");
-    assert_eq!(error_name(world.manager.prune("web", &none()).await), "org.ckpt.Error.Unsupported");
+    assert_eq!(error_name(world.manager.merge("web", "X", &none()).await), "org.ckpt.Error.NoSuchCheckpoint");
     type Failure = (fn() -> Error, &'static str);
     let failures: [Failure; 4] = [
         (|| Error::FreezeTimeout { group: "web".into(), why: "x".into() }, "org.ckpt.Error.FreezeTimeout"),

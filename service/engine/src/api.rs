@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::GroupConfig;
 use crate::error::Error;
+pub use crate::retention::{Action, Decision};
 
 /// A group by its name and its configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -333,6 +334,8 @@ pub trait Engine: Send + Sync {
     /// Makes the newest checkpoint stand alone if `max_chain` incrementals or more are in its chain; removes nothing. May run beside a checkpoint
     /// of the group. `None` where there was nothing to do.
     fn shorten(&self, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error>;
+    /// Decides what the rules of `[retention]` keep, and unless it is a dry run removes the rest, newest first. All decisions, newest first.
+    fn prune(&self, group: &Group, dry_run: bool, job: &dyn Job) -> Result<Vec<Decision>, Error>;
     /// Reads a checkpoint whole and compares all checksums.
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error>;
     /// Changes description and tags in the manifest.

@@ -101,22 +101,25 @@ pub enum TcpChoice {
     Repair,
 }
 
-/// `[retention]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// `[retention]`: how many are kept by each rule (see `retention`). Nothing set: nothing is pruned.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(missing_docs)]
 pub struct RetentionConfig {
+    /// The newest checkpoints.
     pub keep_last: u32,
+    /// The newest of each of so many hours that have one.
     pub keep_hourly: u32,
+    /// The newest of each of so many days.
     pub keep_daily: u32,
+    /// The newest of each of so many weeks (ISO 8601: from Monday).
     pub keep_weekly: u32,
+    /// The newest of each of so many months.
     pub keep_monthly: u32,
-}
-
-impl Default for RetentionConfig {
-    fn default() -> Self {
-        Self { keep_last: 10, keep_hourly: 24, keep_daily: 7, keep_weekly: 0, keep_monthly: 0 }
-    }
+    /// The newest of each of so many years.
+    pub keep_yearly: u32,
+    /// The newest of the snapshots that restores put aside; `None`: 3 if another rule is set, else all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_undo: Option<u32>,
 }
 
 /// `[restore]`.

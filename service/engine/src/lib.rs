@@ -20,6 +20,7 @@ pub mod local;
 pub mod machine;
 pub mod members;
 pub mod rebuild;
+pub mod retention;
 pub mod storage;
 pub mod store;
 pub mod track;

@@ -1,4 +1,5 @@
-//! Going first for a moment: while a group stands still, the thread that lets it run again must not wait for other programs.
+//! Going first for a moment: while a group stands still, the thread that lets it run again must not wait for other programs. And going last:
+//! what nobody waits for.
 
 use std::fs;
 
@@ -34,6 +35,30 @@ impl Drop for Preferred {
         }
         if let Some(nice) = &self.autogroup {
             let _ = fs::write(AUTOGROUP, nice);
+        }
+    }
+}
+
+/// The calling thread lets others go before it until this is dropped; so little that what it holds in the kernel is given back soon.
+#[derive(Debug)]
+pub struct Low {
+    nice: Option<i32>,
+}
+
+impl Low {
+    /// Begins.
+    #[must_use]
+    pub fn begin() -> Self {
+        const LATER: i32 = 5;
+        let nice = own_nice();
+        Self { nice: nice.filter(|nice| *nice < LATER && set_own_nice(LATER)) }
+    }
+}
+
+impl Drop for Low {
+    fn drop(&mut self) {
+        if let Some(nice) = self.nice {
+            set_own_nice(nice);
         }
     }
 }

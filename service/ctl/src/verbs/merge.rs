@@ -6,11 +6,12 @@ use crate::failure::Failure;
 use crate::job::Follower;
 use crate::output::{clean, print_json, write_out};
 use crate::reference::Reference;
+use crate::view;
 
 /// What to merge.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The group, and the last incremental to fold if it is not to be the newest
+    /// The group, and the checkpoint that is to stand alone if it is not the newest
     #[arg(value_name = "NAME[@ID]")]
     which: Reference,
 }
@@ -21,9 +22,10 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     options.insert("wait", "none".into());
     let follower = Follower::new(&bus).await?;
     let job = bus.manager.merge(&args.which.group, &args.which.id, &options).await?;
-    follower.follow(&job, &format!("merge of {}", args.which.group)).await?;
+    let done = follower.follow(&job, &format!("merge of {}", args.which.group)).await?;
+    let row: view::Checkpoint = done.stats::<ckpt_dbus::CheckpointRow>()?.into();
     if context.json {
-        return print_json(&serde_json::json!({"group": args.which.group, "merged": true}));
+        return print_json(&row);
     }
-    write_out(&format!("Merged the incrementals of {}\n", clean(&args.which.group)))
+    write_out(&format!("{}@{} stands alone\n", clean(&row.group), clean(&row.id)))
 }

@@ -36,7 +36,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     let mut decisions: Vec<view::Decision> = Vec::new();
     for name in names {
         let rows = bus.manager.prune(&name, &options).await?;
-        decisions.extend(rows.into_iter().map(view::Decision::from));
+        decisions.extend(rows.into_iter().map(|row| view::Decision::of(&name, row)));
     }
     if context.json {
         return print_json(&decisions);
@@ -44,11 +44,20 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
     if decisions.is_empty() {
         return page(context, "No checkpoint.\n");
     }
-    let verdict = |d: &view::Decision| match (d.decision.as_str(), args.dry_run) {
-        ("delete", true) => "would delete".to_string(),
-        ("delete", false) => "deleted".into(),
+    let verdict = |d: &view::Decision| match (d.action.as_str(), args.dry_run) {
+        ("remove", true) => "would remove".to_string(),
+        ("remove", false) => "removed".into(),
         (other, _) => other.into(),
     };
-    let lines = decisions.iter().map(|d| vec![d.id.clone(), verdict(d), d.reason.clone()]).collect();
-    page(context, &table(&["ID", "DECISION", "REASON"], &[], lines))
+    let line = |d: &view::Decision| {
+        vec![format!("{}@{}", d.group, d.id), d.created.clone(), verdict(d), d.rule.clone(), d.reason.clone()]
+    };
+    page(
+        context,
+        &table(
+            &["CHECKPOINT", "CREATED", "ACTION", "RULE", "REASON"],
+            &[],
+            decisions.iter().map(line).collect(),
+        ),
+    )
 }

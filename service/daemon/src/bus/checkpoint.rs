@@ -22,6 +22,11 @@ impl CheckpointObject {
         Self { service, info }
     }
 
+    /// Takes what is known of the checkpoint now: a merge changes what it rests on.
+    pub(crate) fn set(&mut self, info: CheckpointInfo) {
+        self.info = info;
+    }
+
     async fn may_annotate(&self, header: Option<Header<'_>>) -> Result<(), BusError> {
         let header = header.ok_or_else(|| BusError::access_denied("the message has no header".into()))?;
         self.service.authorize(&header, actions::CHECKPOINT, &self.info.group).await

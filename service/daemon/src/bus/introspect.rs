@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ckpt_dbus::names::INTERFACES;
 use ckpt_engine::{
-    CheckpointInfo, CheckpointRequest, Engine, Error, Event, Group, Job as EngineJob, Problem, RestoreInfo,
-    RestoreRequest, Stub, Unit, UnitMain, Units,
+    CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Job as EngineJob, Problem,
+    RestoreInfo, RestoreRequest, Stub, Unit, UnitMain, Units,
 };
 use jiff::Timestamp;
 use zbus::object_server::Interface;
@@ -100,6 +100,15 @@ impl Engine for Nothing {
         unsupported()
     }
     fn delete(&self, _: &Group, _: &[String], _: &dyn EngineJob) -> Result<(), Error> {
+        unsupported()
+    }
+    fn merge(&self, _: &Group, _: &str, _: &dyn EngineJob) -> Result<CheckpointInfo, Error> {
+        unsupported()
+    }
+    fn shorten(&self, _: &Group, _: &dyn EngineJob) -> Result<Option<CheckpointInfo>, Error> {
+        unsupported()
+    }
+    fn prune(&self, _: &Group, _: bool, _: &dyn EngineJob) -> Result<Vec<Decision>, Error> {
         unsupported()
     }
     fn verify(&self, _: &Group, _: &str, _: &dyn EngineJob) -> Result<(), Error> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ckpt_dbus::names::{actions, checkpoint_path, group_path, job_path};
 use ckpt_dbus::{CheckpointRow, GroupRow, ProblemRow, PruneRow};
-use ckpt_engine::{Error, Severity};
+use ckpt_engine::Severity;
 use zbus::OwnedObjectPath;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -63,11 +63,9 @@ impl ManagerObject {
         options: Dict,
     ) -> Result<OwnedObjectPath, BusError> {
         self.service.authorize(&header, actions::CHECKPOINT, group).await?;
-        options::job(options)?;
-        self.service.resolve_stored(group).await?;
-        Err(Error::Unsupported(format!(
-            "merging {upto}: this version takes full checkpoints only, there is no chain"
-        )))?
+        let wait = options::job(options)?;
+        let (group, id) = self.service.stored_checkpoint(group, upto).await?;
+        Ok(job_path(self.service.job(group, Work::Merge(id), wait).await?))
     }
 
     #[zbus(out_args("job"))]
@@ -106,11 +104,9 @@ impl ManagerObject {
         options: Dict,
     ) -> Result<Vec<PruneRow>, BusError> {
         self.service.authorize(&header, actions::DELETE, group).await?;
-        options::prune(options)?;
-        self.service.resolve_stored(group).await?;
-        Err(Error::Unsupported(
-            "pruning by the rules of [retention]; Delete removes checkpoints by id".into(),
-        ))?
+        let dry_run = options::prune(options)?;
+        let group = self.service.resolve_stored(group).await?;
+        Ok(self.service.prune(group, dry_run).await?.iter().map(rows::decision).collect())
     }
 
     #[zbus(out_args("ok", "problems"))]
@@ -248,7 +244,7 @@ impl ManagerObject {
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn features(&self) -> Vec<&str> {
-        vec!["full", "stop", "snapshots", "restore", "verify", "delete", "preload"]
+        vec!["full", "stop", "snapshots", "restore", "verify", "delete", "merge", "prune", "preload"]
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -1,7 +1,7 @@
 //! What the engine answers, as the dictionaries of the contract.
 
-use ckpt_dbus::{CheckpointRow, MemberRow, ProblemRow, RestoreStats};
-use ckpt_engine::{CheckpointInfo, Problem, RestoreInfo, Severity, Unit, UnitMain};
+use ckpt_dbus::{CheckpointRow, MemberRow, ProblemRow, PruneRow, RestoreStats};
+use ckpt_engine::{Action, CheckpointInfo, Decision, Problem, RestoreInfo, Severity, Unit, UnitMain};
 
 /// A row of ListCheckpoints.
 pub fn checkpoint(info: &CheckpointInfo) -> CheckpointRow {
@@ -67,6 +67,21 @@ pub fn problem(problem: &Problem) -> ProblemRow {
         object: problem.object.clone(),
         text: problem.text.clone(),
         remedy: problem.remedy.clone(),
+    }
+}
+
+/// A row of Prune.
+pub fn decision(decision: &Decision) -> PruneRow {
+    PruneRow {
+        id: decision.id.clone(),
+        action: match decision.action {
+            Action::Keep => "keep".into(),
+            Action::Remove => "remove".into(),
+        },
+        rule: decision.rule.into(),
+        reason: decision.reason.clone(),
+        created: decision.created.to_string(),
+        created_usec: u64::try_from(decision.created.as_microsecond()).unwrap_or(0),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ckpt_dbus::names::actions;
-use ckpt_engine::{CheckpointInfo, CheckpointRequest, Event, RestoreInfo, RestoreRequest, Stage};
+use ckpt_engine::{CheckpointInfo, CheckpointRequest, Decision, Event, RestoreInfo, RestoreRequest, Stage};
 use tokio::sync::{mpsc, watch};
 
 use crate::bus::error::BusError;
@@ -21,6 +21,12 @@ pub enum Work {
     Delete(Vec<String>),
     /// Read a checkpoint whole.
     Verify(String),
+    /// Make a checkpoint stand alone; empty: the newest.
+    Merge(String),
+    /// The same for the newest if its chain is too long, beside other jobs; nobody asked for it.
+    Shorten,
+    /// Remove what retention does not keep.
+    Prune,
 }
 
 impl Work {
@@ -31,6 +37,8 @@ impl Work {
             Work::Restore(_) => "restore",
             Work::Delete(_) => "delete",
             Work::Verify(_) => "verify",
+            Work::Merge(_) | Work::Shorten => "merge",
+            Work::Prune => "prune",
         }
     }
 
@@ -41,16 +49,23 @@ impl Work {
             Work::Restore(_) => "restoring",
             Work::Delete(_) => "deleting",
             Work::Verify(_) => "verifying",
+            Work::Merge(_) | Work::Shorten => "merging",
+            Work::Prune => "pruning",
         }
     }
 
     /// The polkit action that starts it, and cancels it.
     pub fn action(&self) -> &'static str {
         match self {
-            Work::Checkpoint(_) | Work::Verify(_) => actions::CHECKPOINT,
+            Work::Checkpoint(_) | Work::Verify(_) | Work::Merge(_) | Work::Shorten => actions::CHECKPOINT,
             Work::Restore(_) => actions::RESTORE,
-            Work::Delete(_) => actions::DELETE,
+            Work::Delete(_) | Work::Prune => actions::DELETE,
         }
+    }
+
+    /// Whether it changes what rests on what, as [`Work::Shorten`] does: that one then makes room for it.
+    pub fn changes_chains(&self) -> bool {
+        matches!(self, Work::Delete(_) | Work::Merge(_) | Work::Prune)
     }
 }
 
@@ -61,6 +76,10 @@ pub enum Done {
     Checkpoint(Box<CheckpointInfo>),
     /// The restore.
     Restore(RestoreInfo),
+    /// The checkpoint that stands alone now.
+    Merged(Box<CheckpointInfo>),
+    /// What was kept and removed, and why.
+    Pruned(Vec<Decision>),
     /// Nothing to tell.
     Plain,
 }

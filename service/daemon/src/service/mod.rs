@@ -41,6 +41,8 @@ pub(crate) struct Known {
     pub enabled: bool,
     /// The job that runs on it.
     pub busy: Option<Arc<Job>>,
+    /// The merge that runs beside it.
+    pub background: Option<Arc<Job>>,
     /// Warnings that its last checkpoint or restore gave: the journal gets one only when it is new.
     pub warned: BTreeSet<(String, String, String)>,
     /// Its checkpoints, newest first, as last published.
@@ -126,7 +128,7 @@ impl Service {
         let jobs: Vec<_> = {
             let mut state = self.state();
             state.stopping = true;
-            state.groups.values().filter_map(|g| g.busy.clone()).collect()
+            state.groups.values().flat_map(|g| g.busy.iter().chain(&g.background).cloned()).collect()
         };
         for job in &jobs {
             job.cancel();

@@ -137,6 +137,10 @@ impl Service {
         for info in before.iter().filter(|b| now.iter().all(|i| i.id != b.id)) {
             self.unpublish_checkpoint(info).await?;
         }
+        let changed = |i: &&CheckpointInfo| before.iter().any(|b| b.id == i.id && b != *i);
+        for info in now.iter().filter(changed) {
+            self.publish_changed(info).await;
+        }
         let newest =
             |list: &[CheckpointInfo]| list.iter().find(|c| c.state == "durable").map(|c| c.id.clone());
         if newest(&before) != newest(&now) {
@@ -150,6 +154,21 @@ impl Service {
         self.serve(path.as_str(), CheckpointObject::new(Arc::clone(self), info.clone())).await?;
         let _ = self.manager().await?.checkpoint_added(&info.group, path).await;
         Ok(())
+    }
+
+    async fn publish_changed(&self, info: &CheckpointInfo) {
+        let path = names::checkpoint_path(&info.id);
+        if let Ok(object) = self.interface::<CheckpointObject>(path.as_str()).await {
+            let emitter = object.signal_emitter();
+            let mut this = object.get_mut().await;
+            this.set(info.clone());
+            let _ = this.kind_changed(emitter).await;
+            let _ = this.parent_changed(emitter).await;
+            let _ = this.size_changed(emitter).await;
+            let _ = this.state_changed(emitter).await;
+            let _ = this.description_changed(emitter).await;
+            let _ = this.tags_changed(emitter).await;
+        }
     }
 
     async fn unpublish_checkpoint(&self, info: &CheckpointInfo) -> Result<(), Error> {
@@ -208,7 +227,8 @@ fn stats(outcome: &Outcome) -> Dict {
     match outcome.as_deref() {
         Ok(Done::Checkpoint(info)) => dict(&rows::checkpoint(info)),
         Ok(Done::Restore(info)) => dict(&rows::restore(info)),
-        Ok(Done::Plain) | Err(_) => Dict::new(),
+        Ok(Done::Merged(info)) => dict(&rows::checkpoint(info)),
+        Ok(Done::Pruned(_) | Done::Plain) | Err(_) => Dict::new(),
     }
 }
 

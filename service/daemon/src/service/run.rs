@@ -1,10 +1,11 @@
 //! Starting jobs: a group runs one at a time, on a thread of its own (ptrace(2) binds a tracer's work to one thread).
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ckpt_engine::{CheckpointRequest, Engine, Error, Event, Group, Wait};
+use ckpt_engine::{CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Stage, Wait};
 use tokio::sync::mpsc::UnboundedReceiver;
 use ulid::Ulid;
 
@@ -43,6 +44,17 @@ impl Service {
             job.outcome().await?;
         }
         Ok(job.number)
+    }
+
+    /// Removes what retention does not keep, or says what it would. All decisions, newest first.
+    pub async fn prune(self: &Arc<Self>, group: Group, dry_run: bool) -> Result<Vec<Decision>, BusError> {
+        if dry_run {
+            return Ok(self.blocking(move |service| service.engine.prune(&group, true, &Unseen)).await??);
+        }
+        match &*self.start(group, Work::Prune).await?.outcome().await? {
+            Done::Pruned(decisions) => Ok(decisions.clone()),
+            _ => Ok(Vec::new()),
+        }
     }
 
     async fn start(self: &Arc<Self>, group: Group, work: Work) -> Result<Arc<Job>, BusError> {
@@ -102,7 +114,8 @@ impl Service {
             return Err(Error::GroupBusy { group: group.name.clone(), doing });
         }
         let known = state.groups.entry(group.name.clone()).or_default();
-        if let Some(other) = &known.busy {
+        let lane = if work == Work::Shorten { &known.background } else { &known.busy };
+        if let Some(other) = lane {
             let doing = format!("job {} is {} it", other.number, other.work.group_state());
             return Err(Error::GroupBusy { group: group.name.clone(), doing });
         }
@@ -111,14 +124,23 @@ impl Service {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (job, reports) = Job::new(number, group.name.clone(), work, units);
-        known.busy = Some(Arc::clone(&job));
+        if job.work.changes_chains()
+            && let Some(merge) = &known.background
+        {
+            // The engine lets the new job wait for its end.
+            merge.cancel();
+        }
+        let lane = if job.work == Work::Shorten { &mut known.background } else { &mut known.busy };
+        *lane = Some(Arc::clone(&job));
         Ok((job, reports))
     }
 
     /// Gives the group back.
     pub(super) fn release(&self, job: &Job) {
         if let Some(known) = self.state().groups.get_mut(&job.group) {
-            known.busy = None;
+            for lane in [&mut known.busy, &mut known.background] {
+                lane.take_if(|one| one.number == job.number);
+            }
         }
     }
 
@@ -171,8 +193,61 @@ impl Service {
         }
         self.release(job);
         self.publish_end(job, &outcome).await;
+        let taken = matches!(outcome.as_deref(), Ok(Done::Checkpoint(_)));
         job.complete(outcome);
+        if taken {
+            self.shorten(&job.group);
+        }
     }
+
+    /// Starts the merge of a chain that has become too long, if it has; beside whatever comes.
+    fn shorten(self: &Arc<Self>, group: &str) {
+        let group = {
+            let state = self.state();
+            let Some(known) = state.groups.get(group) else { return };
+            if known.background.is_some() || !is_too_long(&known.checkpoints, known.config.capture.max_chain)
+            {
+                return;
+            }
+            Group { name: group.to_owned(), config: known.config.clone() }
+        };
+        let service = Arc::clone(self);
+        let started: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+            let name = group.name.clone();
+            if let Err(error) = service.start(group, Work::Shorten).await {
+                journal::problem(&name, &Error::Failed(format!("the chain is not merged: {}", error.text)));
+            }
+        });
+        tokio::spawn(started);
+    }
+}
+
+/// The job of what is only asked.
+struct Unseen;
+
+impl ckpt_engine::Job for Unseen {
+    fn stage(&self, _: Stage) {}
+    fn progress(&self, _: u64, _: u64) {}
+    fn canceled(&self) -> bool {
+        false
+    }
+    fn captured(&self, _: &str) {}
+    fn event(&self, _: Event) {}
+}
+
+/// Whether the newest of these checkpoints rests on so many incrementals.
+fn is_too_long(checkpoints: &[CheckpointInfo], max_chain: u32) -> bool {
+    let mut length = 0;
+    let mut next = checkpoints.iter().find(|c| c.state == "durable");
+    while let Some(parent) = next.and_then(|c| c.parent.as_ref()) {
+        length += 1;
+        next = checkpoints.iter().find(|c| c.id == *parent);
+        if length > checkpoints.len() {
+            // They rest on each other in a circle: that is for a restore to tell.
+            return false;
+        }
+    }
+    length > 0 && length >= max_chain as usize
 }
 
 /// Runs the engine; on the worker thread.
@@ -184,5 +259,11 @@ fn perform(engine: &dyn Engine, group: &Group, job: &Job) -> Result<Done, Error>
         Work::Restore(request) => engine.restore(group, request, job).map(Done::Restore),
         Work::Delete(ids) => engine.delete(group, ids, job).map(|()| Done::Plain),
         Work::Verify(id) => engine.verify(group, id, job).map(|()| Done::Plain),
+        Work::Merge(upto) => engine.merge(group, upto, job).map(|i| Done::Merged(Box::new(i))),
+        Work::Shorten => {
+            let merged = engine.shorten(group, job)?;
+            Ok(merged.map_or(Done::Plain, |i| Done::Merged(Box::new(i))))
+        }
+        Work::Prune => engine.prune(group, false, job).map(Done::Pruned),
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
 
+use ckpt_engine::retention::{Candidate, decide};
 use ckpt_engine::{
-    CheckpointInfo, CheckpointRequest, Engine, Error, Event, Group, Job, Problem, RestoreInfo,
-    RestoreRequest, SnapshotInfo, Stage, UnitMain,
+    Action, CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Job, Problem,
+    RestoreInfo, RestoreRequest, SnapshotInfo, Stage, UnitMain,
 };
 
 /// Where a job waits until the test lets it go on.
@@ -132,6 +133,26 @@ impl Engine for MemoryEngine {
         let mut all = self.checkpoints.lock().unwrap();
         all.entry(group.name.clone()).or_default().retain(|c| !ids.contains(&c.id));
         Ok(())
+    }
+
+    fn merge(&self, group: &Group, upto: &str, _: &dyn Job) -> Result<CheckpointInfo, Error> {
+        self.found(&group.name, upto)
+    }
+
+    fn shorten(&self, _: &Group, _: &dyn Job) -> Result<Option<CheckpointInfo>, Error> {
+        Ok(None)
+    }
+
+    fn prune(&self, group: &Group, dry_run: bool, _: &dyn Job) -> Result<Vec<Decision>, Error> {
+        let mut all = self.checkpoints.lock().unwrap();
+        let list = all.entry(group.name.clone()).or_default();
+        let all: Vec<_> =
+            list.iter().map(|c| Candidate { id: c.id.clone(), created: c.created, undo: false }).collect();
+        let decisions = decide(&all, &group.config.retention, &jiff::tz::TimeZone::UTC);
+        if !dry_run {
+            list.retain(|c| decisions.iter().any(|d| d.id == c.id && d.action == Action::Keep));
+        }
+        Ok(decisions)
     }
 
     fn verify(&self, group: &Group, id: &str, _: &dyn Job) -> Result<(), Error> {

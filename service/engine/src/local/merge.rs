@@ -32,6 +32,7 @@ pub fn run(engine: &LocalEngine, group: &str, upto: &str, job: &dyn Job) -> Resu
 ///
 /// Errors: as [`run`].
 pub fn shorten(engine: &LocalEngine, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error> {
+    let _low = ckpt_sys::priority::Low::begin();
     let max_chain = group.config.capture.max_chain as usize;
     engine.store.alone(&group.name, || {
         let chain = engine.store.ancestry(&group.name, "")?;

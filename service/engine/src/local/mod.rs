@@ -5,6 +5,7 @@ mod delete;
 mod describe;
 mod merge;
 mod precheck;
+mod prune;
 mod rebuilder;
 mod recover;
 mod restore;
@@ -15,8 +16,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::api::{
-    CheckpointInfo, CheckpointRequest, Engine, Event, Group, Job, Problem, RestoreInfo, RestoreRequest,
-    Stage, Units,
+    CheckpointInfo, CheckpointRequest, Decision, Engine, Event, Group, Job, Problem, RestoreInfo,
+    RestoreRequest, Stage, Units,
 };
 use crate::check;
 use crate::config::Settings;
@@ -90,6 +91,10 @@ impl Engine for LocalEngine {
 
     fn shorten(&self, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error> {
         merge::shorten(self, group, job)
+    }
+
+    fn prune(&self, group: &Group, dry_run: bool, job: &dyn Job) -> Result<Vec<Decision>, Error> {
+        prune::run(self, group, dry_run, job)
     }
 
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {
