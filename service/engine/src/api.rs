@@ -308,6 +308,8 @@ pub trait Units: Send + Sync {
     fn start_stubs(&self, units: &[String]) -> Result<Vec<Stub>, Error>;
     /// After the members told systemd MAINPID and READY: waits until each unit is active with that Main PID, takes the drop-ins away.
     fn adopt(&self, units: &[UnitMain]) -> Result<(), Error>;
+    /// Gives PID 1 of a group's own PID namespace a place that no unit's end touches, and that at a shutdown stands longer than `units` do.
+    fn shelter(&self, group: &str, init: i32, units: &[String]) -> Result<(), Error>;
     /// Undoes `start_stubs`: stops the units, takes the drop-ins away.
     fn abandon(&self, units: &[String]) -> Result<(), Error>;
 }

@@ -7,7 +7,7 @@ use ckpt_sys::gate::Gate;
 use crate::api::{Group, Problem, Severity, Unit};
 use crate::capture::files::UnitPlaces;
 use crate::capture::memory::{self, survey};
-use crate::capture::{Files, Objects, ephemeral, foresee, sysv};
+use crate::capture::{Files, Identities, Objects, ephemeral, foresee, sysv};
 use crate::error::Error;
 use crate::kinds::{Depth, DescriptorCapture};
 use crate::members::{self, Member};
@@ -185,8 +185,9 @@ pub fn memory_member<'u>(member: &Member, units: &'u [Unit]) -> memory::Member<'
 fn descriptors(members: &[Member], units: &[Unit], subvolumes: &[Subvolume]) -> Vec<Problem> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
     let (mut files, mut objects) = (files(units, subvolumes), Objects::new());
-    let pids = members.iter().map(|m| m.pid);
-    let mut capture = DescriptorCapture::new(Depth::Surface, &names, pids, &mut files, &mut objects);
+    let ids = Identities::look(members.iter().map(|m| m.pid));
+    let mut capture =
+        DescriptorCapture::new(Depth::Surface, &names, [], &mut files, &mut objects).known_as(ids);
     for member in members {
         // A process that ends meanwhile has no descriptors to speak of.
         let _ = capture.add_process(member.pid, member.unit);

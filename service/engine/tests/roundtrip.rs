@@ -39,6 +39,10 @@ const VICTIMS: [&str; 13] = [
     "mappings",
 ];
 
+/// Those that come back while somebody else has their process id.
+const TAKEN: [&str; 5] =
+    ["taken-processes", "taken-identity", "taken-sockets", "taken-files", "taken-threads"];
+
 /// Programs that everybody has; each counts and says its count when asked.
 const PROGRAMS: [&str; 4] = ["bash", "python3", "redis-server", "postgres"];
 
@@ -54,7 +58,7 @@ fn main() -> ExitCode {
     let mut failed = 0;
     let victims = VICTIMS.map(|name| (name, victim_comes_back as fn(&str) -> Outcome));
     let programs = PROGRAMS.map(|name| (name, program_comes_back as fn(&str) -> Outcome));
-    let taken = [("taken", taken_ids_come_back as fn(&str) -> Outcome)];
+    let taken = TAKEN.map(|name| (name, taken_ids_come_back as fn(&str) -> Outcome));
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| a == name);
     for (name, case) in victims.into_iter().chain(programs).chain(taken).filter(|(name, _)| wanted(name)) {
         let begin = Instant::now();
@@ -155,7 +159,10 @@ impl Scratch {
         reap();
         captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
         let gone = |pid| !Path::new(&format!("/proc/{pid}")).exists();
-        until("all are gone", || before.iter().all(|m| gone(m.pid)));
+        until("all are gone", || {
+            reap();
+            before.iter().all(|m| gone(m.pid))
+        });
         self.copy("data", "snapshot")
     }
 
@@ -171,7 +178,7 @@ impl Scratch {
     fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
-        let request = Request { chain: vec![self.dir.join("image")], units };
+        let request = Request { chain: vec![self.dir.join("image")], units, own_pids: false };
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command
             .arg("rebuild")
@@ -239,8 +246,9 @@ fn signal(pid: i32, signal: nix::sys::signal::Signal) -> Outcome {
 
 /// Waits for what this process traced and is dead: only then its id is free.
 fn reap() {
-    use nix::sys::wait::{WaitPidFlag, waitpid};
-    while waitpid(None, Some(WaitPidFlag::__WALL)).is_ok() {}
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    let wait = || waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+    while wait().is_ok_and(|status| status != WaitStatus::StillAlive) {}
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -301,35 +309,45 @@ fn victim_comes_back(name: &str) -> Outcome {
     Ok(())
 }
 
-/// Where somebody else has the process ids by now, the members keep theirs in a PID namespace of their own.
-fn taken_ids_come_back(_: &str) -> Outcome {
+/// Where somebody else has the process ids by now, the members keep theirs in a PID namespace of their own, and are captured there for
+/// the next restore: in one again, or, when the ids are free, in the host's.
+fn taken_ids_come_back(case: &str) -> Outcome {
     use ckpt_sys::clone::{CloneArgs, clone_paused};
-    let program = compile("processes");
-    let mut scratch = Scratch::new("taken");
+    let victim = case.trim_start_matches("taken-");
+    let program = compile(victim);
+    let mut scratch = Scratch::new(case);
     let dir = scratch.dir.join("data").to_str().unwrap().to_owned();
     let pid = scratch.start(&program, &[&dir]);
     until("the victim is ready", || scratch.generation() == 0);
     until("the victim is content before the checkpoint", || scratch.ask(pid).is_ok_and(|a| a == "ok 0 0\n"));
     scratch.checkpoint(pid)?;
     let args = CloneArgs { exit_signal: 17, pid: Some(pid), ..CloneArgs::default() };
-    let stranger = clone_paused(&args).map_err(|e| e.to_string())?;
-    let main = scratch.restore();
-    let asked = main.clone().and_then(|main| scratch.ask(main));
-    let _ = nix::sys::signal::kill(stranger, nix::sys::signal::Signal::SIGKILL);
-    reap();
-    let main = main?;
-    if main == pid || asked.as_deref() != Ok("ok 0 0\n") {
-        return Err(format!("main process {main}, {asked:?}"));
-    }
-    // Init ends by itself, with the last member.
-    for member in scratch.cgroup.members().map_err(|e| e.to_string())? {
-        let comm = fs::read_to_string(format!("/proc/{}/comm", member.pid)).unwrap_or_default();
-        if comm.trim() != "ckpt-init" {
-            let _ = nix::sys::signal::kill(member.pid, nix::sys::signal::Signal::SIGKILL);
+    let mut stranger = Some(clone_paused(&args).map_err(|e| e.to_string())?);
+    for round in 1..=5 {
+        let failed = |e: String| format!("generation {round}: {e}");
+        let main = scratch.restore().map_err(failed)?;
+        let asked = scratch.ask(main).map_err(failed)?;
+        if (main == pid) != stranger.is_none() || asked != "ok 0 0\n" {
+            return Err(failed(format!("main process {main}, {asked:?}")));
+        }
+        scratch.checkpoint(main).map_err(failed)?;
+        if round == 3 {
+            let _ = stranger.take().map(|pid| nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL));
+            until("the id is free", || {
+                reap();
+                !Path::new(&format!("/proc/{pid}")).exists()
+            });
         }
     }
-    until("all are gone", || scratch.cgroup.members().is_ok_and(|m| m.is_empty()));
+    until("init has ended with its members", || !living_init());
     Ok(())
+}
+
+/// Whether an init of ours is among our children.
+fn living_init() -> bool {
+    let children = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
+    let comm = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    children.unwrap_or_default().split_whitespace().any(|pid| comm(pid).trim() == "ckpt-init")
 }
 
 /// The command line of a program, in the data directory; what sets a number in it; what asks for it.

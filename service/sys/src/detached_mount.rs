@@ -129,6 +129,19 @@ pub fn replace(mount: BorrowedFd<'_>, point: &Path) -> Result<(), Errno> {
     }
 }
 
+/// A copy, without a place, of the mount whose root this path is; what is mounted below it is not in it. open_tree(2), Linux 5.2.
+pub fn copy(point: &Path) -> Result<OwnedFd, Errno> {
+    let point = CString::new(point.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let flags = raw::OPEN_TREE_CLONE | raw::OPEN_TREE_CLOEXEC | libc::AT_NO_AUTOMOUNT as u32;
+    // SAFETY: the path ends in zero and outlives the call.
+    owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, point.as_ptr(), flags) })
+}
+
+/// Mounts a mount without a place there. move_mount(2).
+pub fn attach(mount: BorrowedFd<'_>, point: &Path) -> Result<(), Errno> {
+    move_to(mount, point, 0)
+}
+
 fn move_to(mount: BorrowedFd<'_>, point: &Path, flags: u32) -> Result<(), Errno> {
     let point = CString::new(point.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the descriptor is open during the call; both paths end in zero and outlive the call.

@@ -56,12 +56,24 @@ impl Namespaces {
         Ok(())
     }
 
+    /// Takes the namespace of one kind from those of another process instead.
+    pub fn take(&mut self, kind: CloneFlags, other: Namespaces) {
+        let Some(theirs) = other.files.into_iter().find(|f| f.0 == kind) else { return };
+        if let Some(ours) = self.files.iter_mut().find(|f| f.0 == kind) {
+            *ours = theirs;
+        }
+    }
+
+    /// The inode number of the mount namespace, which tells it from others.
+    #[must_use]
+    pub fn mounts(&self) -> u64 {
+        self.files.iter().find(|f| f.0 == CloneFlags::CLONE_NEWNS).map_or(0, |f| f.2)
+    }
+
     /// Whether the mount namespaces are the same.
     #[must_use]
     pub fn same_mounts(&self, other: &Namespaces) -> bool {
-        let mounts =
-            |all: &Namespaces| all.files.iter().find(|f| f.0 == CloneFlags::CLONE_NEWNS).map(|f| f.2);
-        mounts(self) == mounts(other)
+        self.mounts() == other.mounts()
     }
 
     /// Whether all are the same.

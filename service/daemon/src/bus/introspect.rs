@@ -141,6 +141,9 @@ impl Units for Nothing {
     fn adopt(&self, _: &[UnitMain]) -> Result<(), Error> {
         unsupported()
     }
+    fn shelter(&self, _: &str, _: i32, _: &[String]) -> Result<(), Error> {
+        unsupported()
+    }
     fn abandon(&self, _: &[String]) -> Result<(), Error> {
         unsupported()
     }

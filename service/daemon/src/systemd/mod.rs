@@ -11,6 +11,7 @@ mod enable;
 mod features;
 mod list;
 mod proxy;
+mod shelter;
 mod stop;
 mod stubs;
 mod watch;
@@ -87,6 +88,10 @@ impl Units for Systemd {
 
     fn adopt(&self, units: &[UnitMain]) -> Result<(), Error> {
         self.adopt_units(units)
+    }
+
+    fn shelter(&self, group: &str, init: i32, units: &[String]) -> Result<(), Error> {
+        self.shelter_init(group, init, units)
     }
 
     fn abandon(&self, units: &[String]) -> Result<(), Error> {

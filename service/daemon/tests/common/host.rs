@@ -38,6 +38,9 @@ impl Units for PaperHost {
     fn adopt(&self, _: &[UnitMain]) -> Result<(), Error> {
         Ok(())
     }
+    fn shelter(&self, _: &str, _: i32, _: &[String]) -> Result<(), Error> {
+        Ok(())
+    }
     fn abandon(&self, _: &[String]) -> Result<(), Error> {
         Ok(())
     }

@@ -40,7 +40,18 @@ pub(super) fn children(pid: i32, tid: i32) -> Vec<i32> {
     text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 
-/// The first kind of namespace in which two processes differ.
+/// The processes that live in a PID namespace that a restore cannot make: neither in ours nor in one directly below it, the same for all,
+/// whose PID 1 is not of the group. Given are pid, unit, inode number of the namespace, how many namespaces it is in, and the pid in
+/// the innermost.
+pub(super) fn pid_namespaces(processes: &[(i32, UnitIndex, u64, usize, i32)]) -> Vec<(i32, UnitIndex)> {
+    let own_init: HashSet<u64> = processes.iter().filter(|p| p.4 == 1).map(|p| p.2).collect();
+    let fits = |p: &&(i32, UnitIndex, u64, usize, i32)| p.3 == 2 && !own_init.contains(&p.2);
+    let home = processes.iter().find(fits).map(|p| p.2);
+    let away = processes.iter().filter(|p| p.3 > 1 && (home != Some(p.2) || !fits(p)));
+    away.map(|p| (p.0, p.1)).collect()
+}
+
+/// The first kind of namespace in which two processes differ; of PID namespaces see [`pid_namespaces`].
 pub(super) fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static str> {
     let kinds = [
         ("mnt", a.mnt, b.mnt),
@@ -48,7 +59,6 @@ pub(super) fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Opti
         ("ipc", a.ipc, b.ipc),
         ("uts", a.uts, b.uts),
         ("user", a.user, b.user),
-        ("pid", a.pid, b.pid),
         ("cgroup", a.cgroup, b.cgroup),
         ("time", a.time, b.time),
     ];

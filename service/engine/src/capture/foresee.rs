@@ -8,7 +8,7 @@ use ckpt_image::records::{NamespaceRecord, UnitIndex};
 use ckpt_sys::task;
 use nix::unistd::Pid;
 
-use super::family::{children, first_difference, namespaces};
+use super::family::{children, first_difference, namespaces, pid_namespaces};
 use super::member::refusal;
 use super::sharing::is_plain_thread;
 use super::text;
@@ -32,6 +32,7 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     let pids: HashSet<i32> = candidates.iter().map(|c| c.pid).collect();
     let mut problems = Vec::new();
     let homes = homes(candidates);
+    problems.extend(far_away(candidates));
     for candidate in candidates {
         let Ok(tids) = task::threads(Pid::from_raw(candidate.pid)) else { continue };
         problems.extend(homes.get(&candidate.unit).and_then(|home| away(candidate, home)));
@@ -61,6 +62,22 @@ fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
     let text = format!("it lives in another {kind} namespace than its unit's main process");
     let remedy = "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
     Some(refusal("namespace", candidate.unit_name, candidate.pid, format!("ns/{kind}"), &text, remedy))
+}
+
+/// Those in PID namespaces that a restore cannot make.
+fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
+    let lives = |c: &Candidate<'_>| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", c.pid)).ok()?;
+        let status = text::parse_status(&status);
+        Some((c.pid, c.unit, namespaces(c.pid).pid, status.pid_namespaces, status.inner.pid))
+    };
+    let away = pid_namespaces(&candidates.iter().filter_map(lives).collect::<Vec<_>>());
+    let text = "it lives in a PID namespace of its own";
+    let remedy = "restart the unit, so that it runs without a PID namespace of its own";
+    let unit = |index| candidates.iter().find(|c| c.unit == index).map_or("", |c| c.unit_name);
+    away.into_iter()
+        .map(|(pid, index)| refusal("namespace", unit(index), pid, "ns/pid", text, remedy))
+        .collect()
 }
 
 /// Its first thread has ended, others have not.

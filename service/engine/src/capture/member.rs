@@ -17,6 +17,7 @@ use nix::unistd::Pid as TaskId;
 use super::family::namespaces;
 use super::files::{Files as FileRegistry, Seen};
 use super::filters::Filters;
+use super::identities::Identities;
 use super::members::Shares;
 use super::process::{self, Asked};
 use super::questions::Conversation;
@@ -275,14 +276,14 @@ impl Member {
     }
 
     /// The record of the process.
-    pub(super) fn record(&self, ids: &HashMap<i32, i32>, body: Option<ProcessBody>) -> ProcessRecord {
+    pub(super) fn record(&self, ids: &Identities, body: Option<ProcessBody>) -> ProcessRecord {
         let inner = self.statuses[0].inner;
         ProcessRecord {
             unit: self.unit,
             cgroup: self.cgroup.clone(),
             namespaces: self.namespaces,
             pid: Pid(inner.pid),
-            ppid: Pid(ids.get(&self.stat.ppid).copied().unwrap_or(self.stat.ppid)),
+            ppid: ids.parent(self.stat.ppid),
             pgid: Pid(inner.pgid),
             sid: Pid(inner.sid),
             exit_signal: self.stat.exit_signal,

@@ -5,7 +5,7 @@
 //!                                                   what cannot be told or kept ─► problems
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use ckpt_image::records::{
     FileId, FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord,
@@ -16,9 +16,10 @@ use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, Error as SysError, cgroup};
 use nix::unistd::Pid as TaskId;
 
-use super::family::{children, first_difference, parents_first, unit_of};
+use super::family::{children, first_difference, parents_first, pid_namespaces, unit_of};
 use super::files::Files as FileRegistry;
 use super::filters::Filters;
+use super::identities::{Identities, collisions};
 use super::member::{Answers, Member, refusal};
 use super::sharing::{self, Partition};
 use super::text;
@@ -67,6 +68,10 @@ pub struct Captured {
     pub sighands: Vec<SighandRecord>,
     /// By FilterId.
     pub seccomp_filters: Vec<Vec<u8>>,
+    /// What the members know each other by.
+    pub identities: Identities,
+    /// The living members, by our ids.
+    pub living: Vec<(UnitIndex, i32)>,
     /// What cannot be kept.
     pub problems: Vec<Problem>,
 }
@@ -125,7 +130,8 @@ impl Members {
         let mut captured = Captured { problems: std::mem::take(&mut self.problems), ..Captured::default() };
         self.check_namespaces(units, &mut captured.problems);
         let shares = Shares::of(&self.members)?;
-        let ids = self.ids();
+        let mut ids = self.identities();
+        captured.living = self.members.iter().map(|m| (m.unit, m.live.pid().as_raw())).collect();
         let mut filters = Filters::default();
         let mut told = self.ask(units, &shares, deadline, &mut captured.problems)?;
         for (place, told) in told.iter_mut().enumerate() {
@@ -137,9 +143,10 @@ impl Members {
             let body = member.body(place, &shares, told, threads)?;
             captured.processes.push(member.record(&ids, Some(body)));
         }
-        self.zombies(&ids, &mut captured);
+        self.zombies(&mut ids, &mut captured);
         captured.processes = parents_first(captured.processes);
         captured.seccomp_filters = filters.into_programs();
+        captured.identities = ids;
         Ok(captured)
     }
 
@@ -201,26 +208,20 @@ impl Members {
         Ok(answers.collect())
     }
 
-    /// Our id of each process → its id as the members see it.
-    fn ids(&self) -> HashMap<i32, i32> {
-        self.members.iter().map(|m| (m.live.pid().as_raw(), m.statuses[0].inner.pid)).collect()
+    /// What the members know each other by.
+    fn identities(&self) -> Identities {
+        let mut identities = Identities::default();
+        self.members.iter().flat_map(|m| &m.statuses).for_each(|status| identities.add(status));
+        identities
     }
 
     /// Each unit's members live in the namespaces of its main process.
     fn check_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
-        let ours = super::family::namespaces(std::process::id() as i32).pid;
+        self.check_pid_namespaces(units, problems);
         for (index, unit) in units.iter().enumerate() {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
-            if main.namespaces.pid != ours {
-                // Its processes have other ids inside, which is what the image would have to know.
-                let remedy = "restart the unit, so that it runs without a PID namespace of its own";
-                let text = "it lives in a PID namespace of its own".to_owned();
-                let pid = main.live.pid().as_raw();
-                problems.push(refusal("namespace", &unit.name, pid, "ns/pid".to_owned(), &text, remedy));
-                continue;
-            }
             for member in of_unit() {
                 let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");
@@ -232,8 +233,38 @@ impl Members {
         }
     }
 
+    /// Members live in our PID namespace or in the one that a restore made for the group, and no id means two of them.
+    fn check_pid_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
+        let lives = |m: &Member| {
+            (
+                m.live.pid().as_raw(),
+                m.unit,
+                m.namespaces.pid,
+                m.statuses[0].pid_namespaces,
+                m.statuses[0].inner.pid,
+            )
+        };
+        let away = pid_namespaces(&self.members.iter().map(lives).collect::<Vec<_>>());
+        let mut refuse = |unit: UnitIndex, pid, text: &str, remedy| {
+            let unit = units.get(unit.index()).map_or("", |unit| unit.name.as_str());
+            problems.push(refusal("namespace", unit, pid, "ns/pid", text, remedy));
+        };
+        for (pid, unit) in away {
+            let remedy = "restart the unit, so that it runs without a PID namespace of its own";
+            refuse(unit, pid, "it lives in a PID namespace of its own", remedy);
+        }
+        let twice = collisions(self.members.iter().flat_map(|m| &m.statuses));
+        for member in self.members.iter().filter(|m| twice.contains(&m.statuses[0].inner.pid)) {
+            let text = format!(
+                "process id {} is that of another member, too, in the PID namespace that a restore made",
+                member.statuses[0].inner.pid
+            );
+            refuse(member.unit, member.live.pid().as_raw(), &text, "restart the units of the group together");
+        }
+    }
+
     /// Ended children that nobody waited for, and children that left the group.
-    fn zombies(&self, ids: &HashMap<i32, i32>, captured: &mut Captured) {
+    fn zombies(&self, ids: &mut Identities, captured: &mut Captured) {
         let known: HashSet<i32> = self.members.iter().map(|m| m.live.pid().as_raw()).collect();
         for member in &self.members {
             let pid = member.live.pid().as_raw();
@@ -258,16 +289,20 @@ impl Members {
 }
 
 /// The record of a child that has ended; `None` if it lives.
-fn zombie(pid: i32, parent: &Member, ids: &HashMap<i32, i32>) -> Option<ProcessRecord> {
+fn zombie(pid: i32, parent: &Member, ids: &mut Identities) -> Option<ProcessRecord> {
     let stat = text::parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let status = text::parse_status(&status);
-    (stat.state == 'Z').then(|| ProcessRecord {
+    if stat.state != 'Z' {
+        return None;
+    }
+    ids.add(&status);
+    Some(ProcessRecord {
         unit: parent.unit,
         cgroup: parent.cgroup.clone(),
         namespaces: parent.namespaces,
         pid: Pid(status.inner.pid),
-        ppid: Pid(ids.get(&stat.ppid).copied().unwrap_or(stat.ppid)),
+        ppid: ids.parent(stat.ppid),
         pgid: Pid(status.inner.pgid),
         sid: Pid(status.inner.sid),
         exit_signal: stat.exit_signal,

@@ -7,6 +7,7 @@ pub mod family;
 pub mod files;
 pub mod filters;
 pub mod foresee;
+pub mod identities;
 pub mod member;
 pub mod members;
 pub mod memory;
@@ -20,6 +21,7 @@ pub mod text;
 pub mod thread;
 
 pub use files::Files;
+pub use identities::Identities;
 pub use members::Members;
 pub use objects::Objects;
 pub use session::{Capture, Captured, Written};

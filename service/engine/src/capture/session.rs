@@ -113,12 +113,11 @@ impl Capture {
             spaces.push(space);
         }
         refuse(group, memory.problems())?;
-        let living: Vec<_> =
-            people.processes.iter().filter(|p| p.body.is_some()).map(|p| (p.unit, p.pid.0)).collect();
-        let (sysv, problems) = sysv::look(&living, |unit| self.units[unit.index()].name.clone())?;
+        let (sysv, problems) = sysv::look(&people.living, |unit| self.units[unit.index()].name.clone())?;
         refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects).map_err(|e| e.for_group(group))?;
         archive_ephemeral(&mut self.units, directory)?;
+        let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
         let until = std::time::Instant::now() + deadline.left();
         let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;
@@ -188,6 +187,17 @@ fn unit_record(unit: &Unit) -> UnitRecord {
     }
 }
 
+/// Names main processes by the ids that the members know, and says of all members that they live in one PID namespace.
+fn settle_ids(mut people: members::Captured, units: &mut [UnitRecord]) -> members::Captured {
+    for unit in units.iter_mut() {
+        unit.main_pid = unit.main_pid.map(|pid| people.identities.known(pid.0));
+    }
+    for process in &mut people.processes {
+        process.namespaces.pid = units.get(process.unit.index()).map_or(0, |unit| unit.namespaces.pid);
+    }
+    people
+}
+
 /// Archives what systemd removes with the units; afterwards the records name those directories that were there.
 fn archive_ephemeral(units: &mut [UnitRecord], directory: &Path) -> Result<(), Error> {
     for (index, unit) in units.iter_mut().enumerate() {
@@ -232,8 +242,8 @@ fn descriptors(
     objects: &mut Objects,
 ) -> Result<kinds::Captured, Error> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
-    let pids = people.processes.iter().map(|p| p.pid.0);
-    let mut capture = DescriptorCapture::new(Depth::Contents, &names, pids, files, objects);
+    let mut capture = DescriptorCapture::new(Depth::Contents, &names, [], files, objects)
+        .known_as(people.identities.clone());
     for (index, table) in people.fd_tables.iter().enumerate() {
         let id = capture
             .add_process(table.pid.as_raw(), table.unit)

@@ -72,6 +72,8 @@ pub struct Status {
     pub umask: u32,
     /// Its id, and those of its process, process group and session, in the innermost PID namespace it is in.
     pub inner: Ids,
+    /// The same in ours.
+    pub outer: Ids,
     /// How many PID namespaces it is in, ours included.
     pub pid_namespaces: usize,
     /// Ignored signals, bit n−1 is signal n.
@@ -114,11 +116,11 @@ pub fn parse_status(text: &str) -> Status {
             "Groups" => set.groups = value.split_ascii_whitespace().filter_map(|g| g.parse().ok()).collect(),
             "NSpid" => {
                 status.pid_namespaces = value.split_ascii_whitespace().count();
-                status.inner.tid = last(value);
+                (status.outer.tid, status.inner.tid) = ends(value);
             }
-            "NStgid" => status.inner.pid = last(value),
-            "NSpgid" => status.inner.pgid = last(value),
-            "NSsid" => status.inner.sid = last(value),
+            "NStgid" => (status.outer.pid, status.inner.pid) = ends(value),
+            "NSpgid" => (status.outer.pgid, status.inner.pgid) = ends(value),
+            "NSsid" => (status.outer.sid, status.inner.sid) = ends(value),
             "SigIgn" => status.ignored = hex(),
             "SigCgt" => status.caught = hex(),
             "CapInh" => set.caps[0] = hex(),
@@ -146,8 +148,11 @@ fn four(value: &str) -> [u32; 4] {
 }
 
 /// The last number of a line that tells one a namespace.
-fn last(value: &str) -> i32 {
-    value.split_ascii_whitespace().next_back().and_then(|word| word.parse().ok()).unwrap_or(0)
+fn ends(value: &str) -> (i32, i32) {
+    let number = |word: Option<&str>| word.and_then(|word| word.parse().ok()).unwrap_or(0);
+    let mut words = value.split_ascii_whitespace();
+    let first = words.next();
+    (number(first), number(words.next_back().or(first)))
 }
 
 /// A POSIX timer as /proc/PID/timers tells it.
@@ -279,6 +284,7 @@ mod tests {
             (0o22, true, 2, 15)
         );
         assert_eq!(status.inner, Ids { tid: 2, pid: 1, pgid: 1, sid: 0 });
+        assert_eq!(status.outer, Ids { tid: 40, pid: 39, pgid: 39, sid: 0 });
         assert_eq!((status.pid_namespaces, status.thp_disabled), (2, false));
         assert_eq!((status.ignored, status.caught), (0x1000, 0x4002));
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ckpt_image::records::{
     DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
-    OwnerRecord, Pid, PipeRecord, UnitIndex,
+    OwnerRecord, PipeRecord, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, Place, fdinfo, make};
 use nix::errno::Errno;
@@ -17,7 +17,7 @@ use nix::sys::stat::{FileStat, fstat};
 use super::class::{Class, classify};
 use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, pidfd, pipe, signalfd};
 use super::{timerfd, unix_socket};
-use crate::capture::{Files, Objects};
+use crate::capture::{Files, Identities, Objects};
 use crate::{Problem, Severity};
 
 mod table;
@@ -86,7 +86,7 @@ pub struct DescriptorCapture<'a> {
     units: &'a [String],
     pub(super) files: &'a mut Files,
     pub(super) objects: &'a mut Objects,
-    members: HashSet<i32>,
+    identities: Identities,
     tables: Vec<FdTableRecord>,
     tables_by_order: Vec<(i32, FdTableId)>,
     table_of: HashMap<i32, FdTableId>,
@@ -118,7 +118,7 @@ impl<'a> DescriptorCapture<'a> {
             units,
             files,
             objects,
-            members: members.into_iter().collect(),
+            identities: Identities::same(members),
             tables: Vec::new(),
             tables_by_order: Vec::new(),
             table_of: HashMap::new(),
@@ -132,6 +132,11 @@ impl<'a> DescriptorCapture<'a> {
             systemd_sockets: None,
             problems: Vec::new(),
         }
+    }
+
+    /// Members that live in a PID namespace of their own know each other by other ids than we do.
+    pub fn known_as(self, identities: Identities) -> Self {
+        Self { identities, ..self }
     }
 
     /// Adds a living process: its table, which may be one that is known (CLONE_FILES). Errors: ESRCH and the like of /proc and pidfd_open.
@@ -301,9 +306,9 @@ impl<'a> DescriptorCapture<'a> {
         all.filter(move |d| d.description == id).map(|d| d.fd)
     }
 
-    /// Whether a process is a member.
-    pub(super) fn is_member(&self, pid: i32) -> bool {
-        self.members.contains(&pid)
+    /// The ids of the members.
+    pub(super) fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     /// Whether PID 1 holds this socket too: it was passed in by socket activation.
@@ -399,13 +404,13 @@ impl<'a> DescriptorCapture<'a> {
             .found
             .iter()
             .zip(kinds)
-            .filter_map(|(found, kind)| kind.map(|kind| description(found, kind)))
+            .filter_map(|(found, kind)| kind.map(|kind| description(found, kind, &self.identities)))
             .collect();
         Captured { tables, descriptions, pipes, problems: self.problems }
     }
 }
 
-fn description(found: &Found, kind: DescriptionKind) -> DescriptionRecord {
+fn description(found: &Found, kind: DescriptionKind, ids: &Identities) -> DescriptionRecord {
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     let owner = if path_only { None } else { make::owner(found.fd()).unwrap_or(None) };
     DescriptionRecord {
@@ -413,7 +418,7 @@ fn description(found: &Found, kind: DescriptionKind) -> DescriptionRecord {
         unit: found.unit,
         flags: found.flags(),
         offset: found.info.pos,
-        owner: owner.map(|(kind, pid, signal)| OwnerRecord { kind, pid: Pid(pid), signal }),
+        owner: owner.map(|(kind, pid, signal)| OwnerRecord { kind, pid: ids.known(pid), signal }),
         kind,
     }
 }

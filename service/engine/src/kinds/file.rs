@@ -1,9 +1,10 @@
 //! Files by their path: regular files, directories, devices that hold no state, anything opened with O_PATH.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, FileSource, Pid};
+use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, FileSource};
 use ckpt_sys::descriptor::{fdinfo::LockKind, make};
 use nix::errno::Errno;
 use nix::libc;
@@ -14,6 +15,7 @@ use nix::unistd::Whence;
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
 use super::{Error, Refusal, unix_name};
+use crate::capture::Identities;
 use crate::capture::files::Seen;
 
 /// Character devices whose descriptions hold no state: major, minor.
@@ -23,7 +25,7 @@ const KMSG: (u64, u64) = (1, 11);
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
     let (path, deleted) = path_of(&found.link);
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
-    if let Some(kind) = proc_file(cx, path, deleted)? {
+    if let Some(kind) = proc_file(cx, found, path, deleted)? {
         return Ok(kind);
     }
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
@@ -98,20 +100,40 @@ pub(super) fn record(
     Ok(file)
 }
 
-/// /proc/PID/… of a member is there only when the member is; of a process that has ended it is nothing.
+/// /proc/PID/… of a member is there only when the member is; of a process that has ended it is nothing. Its path has the ids of the PID
+/// namespace that its /proc is of.
 fn proc_file(
     cx: &DescriptorCapture<'_>,
+    found: &Found,
     path: &Path,
     deleted: bool,
 ) -> Result<Option<DescriptionKind>, Refusal> {
     let Ok(rest) = path.strip_prefix("/proc") else { return Ok(None) };
     let first = rest.components().next().and_then(|c| c.as_os_str().to_str());
     let Some(pid) = first.and_then(|name| name.parse::<i32>().ok()) else { return Ok(None) };
-    if cx.is_member(pid) && !deleted {
-        return Ok(Some(DescriptionKind::ProcFile { pid: Pid(pid), path: path.to_owned() }));
+    let ids = cx.identities();
+    let is_ours = std::fs::metadata("/proc").is_ok_and(|proc| proc.dev() == found.stat.st_dev);
+    let (member, path) = match is_ours {
+        true => (ids.member(pid), inside(rest, ids)),
+        false => (ids.member_inside(pid), path.to_owned()),
+    };
+    if let Some(pid) = member.filter(|_| !deleted) {
+        return Ok(Some(DescriptionKind::ProcFile { pid, path }));
     }
     let text = format!("it tells of process {pid}, which is not of the group");
     Err(Refusal::new("proc-file", text, "close it"))
+}
+
+/// A path below /proc, with our ids, as members see it: the numbers of processes (PID/…) and threads (PID/task/TID/…).
+fn inside(rest: &Path, ids: &Identities) -> PathBuf {
+    let mut path = PathBuf::from("/proc");
+    for (place, part) in rest.iter().enumerate() {
+        match part.to_str().and_then(|text| text.parse().ok()) {
+            Some(id) if place == 0 || place == 2 => path.push(ids.known(id).to_string()),
+            _ => path.push(part),
+        }
+    }
+    path
 }
 
 /// A file whose path leads nowhere could not be opened again: its file system was unmounted, or is of another mount namespace.

@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use ckpt_image::records::{
-    DescriptionId, DescriptionKind, Pid, UnixMessage, UnixPeer, UnixRecord, UnixState,
-};
+use ckpt_image::records::{DescriptionId, DescriptionKind, UnixMessage, UnixPeer, UnixRecord, UnixState};
 use ckpt_sys::descriptor::diag::{UnixDiag, UnixSocket};
 use ckpt_sys::descriptor::message::{self, Message};
 use ckpt_sys::descriptor::{self, socket};
@@ -65,7 +63,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         state,
         shutdown: told.shutdown,
         queue,
-        credentials: credentials.map(|(pid, uid, gid)| (Pid(pid), uid, gid)),
+        credentials: credentials.map(|(pid, uid, gid)| (cx.identities().known(pid), uid, gid)),
         options,
     }))
 }
@@ -180,7 +178,7 @@ fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec
                 Vec::new()
             },
             rights: rights.collect::<Result<_, _>>()?,
-            credentials: message.credentials.map(|(pid, uid, gid)| (Pid(pid), uid, gid)),
+            credentials: message.credentials.map(|(pid, uid, gid)| (cx.identities().known(pid), uid, gid)),
         });
     }
     Ok(queue)

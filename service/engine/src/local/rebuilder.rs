@@ -12,15 +12,21 @@ use crate::rebuild::{Failure, Reply, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
 ///
-/// `chain` has the image's directory first, then those that it rests on.
-pub fn run(libdir: &Path, chain: Vec<PathBuf>, manifest: &Manifest, stubs: &[Stub]) -> Result<Report, Error> {
+/// `chain` has the image's directory first, then those that it rests on. `own_pids`: the members get a PID namespace of their own.
+pub fn run(
+    libdir: &Path,
+    chain: Vec<PathBuf>,
+    manifest: &Manifest,
+    stubs: &[Stub],
+    own_pids: bool,
+) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
     let units = stubs
         .iter()
         .map(|s| UnitPlace { name: s.unit.clone(), cgroup: s.cgroup.clone(), stub: Some(s.pid) })
         .collect();
-    let request = Request { chain, units };
+    let request = Request { chain, units, own_pids };
     let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     let mut child = Command::new(&program)
         .stdin(Stdio::piped())

@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use ckpt_image::records::GroupImage;
 use ckpt_image::{Manifest, read_state};
 
 use super::rebuilder;
@@ -26,7 +27,8 @@ pub fn run(
     let begin = Instant::now();
     let manifest = engine.store.find(&group.name, &request.checkpoint)?;
     job.stage(Stage::Checking);
-    check(engine, &manifest, job)?;
+    let image = check(engine, &manifest, job)?;
+    let taken = taken(engine, group, &manifest, &image)?;
     if job.canceled() {
         return Err(Error::Canceled);
     }
@@ -36,15 +38,19 @@ pub fn run(
     engine.units.stop(&all_units(engine, group, &units)?, true)?;
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
-    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, job);
+    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, taken.is_some(), job);
     let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
     // A group that systemd does not take is not restored.
-    let adopted = rebuilt.and_then(|rebuilt| engine.units.adopt(&rebuilt.units).map(|()| rebuilt));
+    let adopted = rebuilt.and_then(|rebuilt| adopt(engine, group, &units, rebuilt));
     let rebuilt = match adopted {
         Ok(rebuilt) => rebuilt,
         Err(error) => return Err(give_up(engine, &units, undo, error)),
     };
     rebuilt.warnings.iter().for_each(|text| job.event(Event::Warning(not_quite(text))));
+    if rebuilt.init.is_some() {
+        let taken = taken.unwrap_or((0, "a process that began meanwhile".into()));
+        job.event(Event::Warning(own_pids(&taken)));
+    }
     Ok(RestoreInfo {
         id: manifest.id.to_string(),
         group: group.name.clone(),
@@ -52,6 +58,45 @@ pub fn run(
         restore_usec,
         units: rebuilt.units,
     })
+}
+
+/// A process id of the image that a process has which is not of the group, and the name of that process.
+fn taken(
+    engine: &LocalEngine,
+    group: &Group,
+    manifest: &Manifest,
+    image: &GroupImage,
+) -> Result<Option<(i32, String)>, Error> {
+    let cgroups: Vec<_> =
+        engine.units.units(group)?.into_iter().map(|u| u.cgroup).filter(|c| !c.is_empty()).collect();
+    let leaving = |pid| {
+        let cgroup = ckpt_sys::cgroup::of_process(nix::unistd::Pid::from_raw(pid)).unwrap_or_default();
+        cgroups.iter().any(|c| cgroup == *c || cgroup.starts_with(&format!("{c}/")))
+    };
+    let id = manifest.id.to_string();
+    crate::rebuild::in_use(image, leaving).map_err(|failure| failure.into_error(&manifest.group, &id))
+}
+
+/// What the journal is told where process ids were taken.
+fn own_pids((pid, name): &(i32, String)) -> Problem {
+    Problem {
+        code: "pid-taken".into(),
+        severity: Severity::Warning,
+        unit: String::new(),
+        pid: *pid,
+        object: name.clone(),
+        text: "a process id of the group is in use: the members live in a PID namespace of their own".into(),
+        remedy: "nothing: they know each other by their old ids".into(),
+    }
+}
+
+/// Hands the units over to systemd.
+fn adopt(engine: &LocalEngine, group: &Group, units: &[String], rebuilt: Report) -> Result<Report, Error> {
+    if let Some(init) = rebuilt.init {
+        engine.units.shelter(&group.name, init, units)?;
+    }
+    engine.units.adopt(&rebuilt.units)?;
+    Ok(rebuilt)
 }
 
 /// Something that did not come back as it was, for the journal.
@@ -68,13 +113,14 @@ fn not_quite(text: &str) -> Problem {
 }
 
 /// Everything that can be looked at before anything is stopped.
-fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
+fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<GroupImage, Error> {
     let id = manifest.id.to_string();
     verify::chain(&engine.store, &engine.store.ancestry(&manifest.group, &id)?, job)?;
     storage::verify(&manifest.snapshots)?;
     let image = read_state(&engine.store.directory(&manifest.group, &id))?;
     precheck::image(&image)?;
-    crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))
+    crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))?;
+    Ok(image)
 }
 
 /// The units of the image and those that have joined the group since: all of them are to stand still while files change.
@@ -92,6 +138,7 @@ fn rebuild(
     manifest: &Manifest,
     units: &[String],
     undo: &mut Undo,
+    own_pids: bool,
     job: &dyn Job,
 ) -> Result<Report, Error> {
     job.stage(Stage::Starting);
@@ -103,7 +150,7 @@ fn rebuild(
     // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
     undo.commit()?;
     let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
-    rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs)
+    rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs, own_pids)
 }
 
 /// Leaves the group stopped with the old subvolumes in place.

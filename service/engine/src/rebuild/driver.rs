@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use ckpt_image::records::{
     GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
+    UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
 use ckpt_sys::nursery::{self, area};
@@ -20,7 +21,7 @@ use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::memory::{Ground, Script, script};
 use super::opened::Opened;
-use super::pidspace::PidSpaces;
+use super::pidspace::PidSpace;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
@@ -36,6 +37,9 @@ pub struct Request {
     pub chain: Vec<PathBuf>,
     /// The units, prepared.
     pub units: Vec<UnitPlace>,
+    /// The members get a PID namespace of their own, whether their process ids are free or not.
+    #[serde(default)]
+    pub own_pids: bool,
 }
 
 impl Request {
@@ -54,6 +58,9 @@ pub struct Report {
     pub threads: u32,
     /// The units with their main processes, as /proc of ckptd shows them.
     pub units: Vec<UnitMain>,
+    /// PID 1 of the members' own PID namespace, where they have one: it must outlive every unit.
+    #[serde(default)]
+    pub init: Option<i32>,
     /// Time of each stage, microseconds.
     pub stages: Vec<(String, u64)>,
     /// What is not quite as it was, one sentence each.
@@ -79,11 +86,10 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut places = Places::open(&image, &request.units)?;
     let plan = Plan::of(&image, spare_ids())?;
     nursery::block_signals()?;
-    let (mut spaces, mut taken) = (PidSpaces::default(), None);
-    if let Err(failure) = ids::wait_until_free(&image) {
-        spaces = PidSpaces::make(&mut places, &image)?;
-        taken = Some(format!("{failure}: the members have PID namespaces of their own"));
-    }
+    let space = match request.own_pids || ids::wait_until_free(&image).is_err() {
+        true => Some(PidSpace::make(&mut places, &image, &ids::needed(&image)?, mains(&image))?),
+        false => None,
+    };
     let places = places;
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;
@@ -91,22 +97,25 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner), blockade)?;
     rebuild.gadget = gadget;
     clock.lap("open");
-    rebuild.members = Gardener::new(&image, &places, runner).grow(&plan)?;
+    rebuild.members = Gardener::new(&image, &places, runner, space.as_ref()).grow(&plan)?;
     clock.lap("grow");
     rebuild.fill()?;
     clock.lap("memory");
     rebuild.furnish()?;
     clock.lap("processes");
     rebuild.set_up_threads()?;
+    if let Some(space) = &space {
+        space.fit_proc(&places)?;
+    }
     rebuild.late_calls()?;
     clock.lap("threads");
-    let mut warnings = std::mem::take(&mut rebuild.warnings);
-    warnings.extend(taken);
+    let warnings = std::mem::take(&mut rebuild.warnings);
     let units = main_processes(&image, &rebuild.members);
-    spaces.go()?;
+    let init = space.as_ref().map(|space| space.init().as_raw());
+    space.map_or(Ok(()), PidSpace::go)?;
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
-    Ok(Report { processes, threads, units, stages: clock.laps, warnings })
+    Ok(Report { processes, threads, units, init, stages: clock.laps, warnings })
 }
 
 /// Measures stages.
@@ -159,19 +168,27 @@ fn find_hole(mut used: Vec<(u64, u64)>) -> Option<VirtAddr> {
     (at < LAST).then(|| VirtAddr(at + nursery::PAGE))
 }
 
-/// The main processes of the units, by their pids in our PID namespace. A unit whose main process systemd did not know gets the first of
-/// its processes that is no child of a member.
+/// The main process of a unit, by its id in the image. A unit whose main process systemd did not know gets the first of its processes
+/// that is no child of a member.
+fn main_process(image: &GroupImage, index: usize, unit: &UnitRecord) -> Option<Pid> {
+    let alive = |pid: Pid| living(image).any(|(process, _)| process.pid == pid);
+    let roots = living(image).filter(|(p, _)| p.unit.index() == index && !alive(p.ppid));
+    unit.main_pid.filter(|pid| alive(*pid)).or_else(|| roots.map(|(process, _)| process.pid).next())
+}
+
+/// The main processes of the units, by their pids in our PID namespace.
 fn main_processes(image: &GroupImage, members: &Members) -> Vec<UnitMain> {
-    let first = |unit: usize| {
-        let roots = image.processes.iter().filter(|p| !members.contains_key(&p.ppid));
-        roots.filter(|p| p.unit.index() == unit).map(|p| p.pid).find(|pid| members.contains_key(pid))
-    };
-    let main = |(index, unit): (usize, &ckpt_image::records::UnitRecord)| {
-        let pid = unit.main_pid.filter(|pid| members.contains_key(pid)).or_else(|| first(index));
+    let main = |(index, unit): (usize, &UnitRecord)| {
+        let pid = main_process(image, index, unit);
         let main_pid = pid.and_then(|pid| members.get(&pid)).map_or(0, |m| m.tid().as_raw());
         UnitMain { unit: unit.name.clone(), main_pid }
     };
     image.units.iter().enumerate().map(main).collect()
+}
+
+/// The main processes of all units, by their ids in the image.
+fn mains(image: &GroupImage) -> BTreeSet<Pid> {
+    image.units.iter().enumerate().filter_map(|(index, unit)| main_process(image, index, unit)).collect()
 }
 
 /// Tells systemd of the main processes, then ends the stubs.

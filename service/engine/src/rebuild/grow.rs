@@ -14,6 +14,7 @@ use ckpt_sys::runner::RestoreRunner;
 use ckpt_sys::thread::{Care, Deadline, Running, Stopped, Waited};
 use nix::libc;
 
+use super::pidspace::PidSpace;
 use super::places::Places;
 use super::tree::{Plan, Share, Step};
 use super::{Failure, Member};
@@ -26,7 +27,7 @@ const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 const RSEQ_UNREGISTER: u64 = 1;
 
 /// What is said of a process id that another process has.
-const TAKEN: &str = "its process id is in use";
+pub(super) const TAKEN: &str = "its process id is in use";
 
 /// The members that exist by now, by pid; zombies and temporary ones are not among them in the end.
 pub type Members = BTreeMap<Pid, Member>;
@@ -38,12 +39,19 @@ pub struct Gardener<'a> {
     runner: RestoreRunner,
     members: Members,
     units: BTreeMap<Pid, (UnitIndex, String)>,
+    space: Option<&'a PidSpace>,
 }
 
 impl<'a> Gardener<'a> {
     /// The runner area must be mapped in this process, and every signal be blocked.
-    pub fn new(image: &'a GroupImage, places: &'a Places, runner: RestoreRunner) -> Self {
-        Self { image, places, runner, members: Members::new(), units: BTreeMap::new() }
+    /// `space`: the PID namespace that the members get, where they get one.
+    pub fn new(
+        image: &'a GroupImage,
+        places: &'a Places,
+        runner: RestoreRunner,
+        space: Option<&'a PidSpace>,
+    ) -> Self {
+        Self { image, places, runner, members: Members::new(), units: BTreeMap::new(), space }
     }
 
     /// Carries out the plan. Every member is then stopped, has no memory but the runner area and the vDSO, our descriptors, and its
@@ -67,7 +75,7 @@ impl<'a> Gardener<'a> {
         match *step {
             Step::Create { pid, maker, sibling, unit, temporary, share } => {
                 let member = match maker {
-                    None => self.create_root(pid, unit)?,
+                    None => self.create_root(pid, unit, temporary)?,
                     Some(maker) => self.create_child(pid, maker, sibling, temporary, share)?,
                 };
                 self.members.insert(pid, member);
@@ -89,8 +97,11 @@ impl<'a> Gardener<'a> {
     }
 
     /// A copy of ourselves in the unit's namespaces and cgroup.
-    fn create_root(&self, pid: Pid, unit: UnitIndex) -> Result<Member, Failure> {
+    fn create_root(&self, pid: Pid, unit: UnitIndex, temporary: bool) -> Result<Member, Failure> {
         let place = self.places.get(unit)?;
+        if let Some(space) = self.space.filter(|space| !temporary && space.adopts(pid)) {
+            return self.adopt_root(space, pid, unit);
+        }
         let thread = match self.clone_root(pid, unit, Some(place.cgroup_fd())) {
             // Linux (6.14 to 6.18 at least) kills what is cloned into a cgroup that cgroup.kill was written to before: it compares the
             // cgroup's count of kills with that of the maker's own.
@@ -106,6 +117,20 @@ impl<'a> Gardener<'a> {
         Ok(member)
     }
 
+    /// Same, as a child of the PID namespace's init.
+    fn adopt_root(&self, space: &PidSpace, pid: Pid, unit: UnitIndex) -> Result<Member, Failure> {
+        let args = CloneArgs { flags: CLEAR_SIGHAND, exit_signal: 0, pid: Some(pid.0), cgroup: None };
+        let adoption = space.adopt(self.places, unit, &args).map_err(|e| taken(&e, pid))?;
+        let thread = seize(adoption.root)?;
+        self.places.get(unit)?.move_in(thread.tid(), "")?;
+        let mut member = Member::new(pid, thread, self.runner);
+        // So far it ends with its maker, which is about to end.
+        member.call("stay", libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0])?;
+        clear(&mut member)?;
+        adoption.adopted()?;
+        Ok(member)
+    }
+
     fn clone_root(&self, pid: Pid, unit: UnitIndex, cgroup: Option<RawFd>) -> Result<Stopped, Failure> {
         let place = self.places.get(unit)?;
         let exit_signal = self.record(pid).map_or(0, |r| r.exit_signal);
@@ -114,8 +139,7 @@ impl<'a> Gardener<'a> {
             .places
             .within(unit, || clone_paused(&args))?
             .map_err(|e| taken(&Failure::from(e).of_unit(&place.name), pid))?;
-        let options = Options::EXITKILL | Options::TRACE_CHILDREN | Options::SUSPEND_SECCOMP;
-        seize(tid, options).inspect_err(|_| {
+        seize(tid).inspect_err(|_| {
             let _ = nix::sys::signal::kill(tid, nix::sys::signal::Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(tid, Some(nix::sys::wait::WaitPidFlag::__WALL));
         })
@@ -233,7 +257,8 @@ pub(super) fn push_clone(batch: &mut Batch, args: &CloneArgs, pid: Pid) {
 }
 
 /// Traces a process that waits, and stops it.
-fn seize(tid: nix::unistd::Pid, options: Options) -> Result<Stopped, Failure> {
+fn seize(tid: nix::unistd::Pid) -> Result<Stopped, Failure> {
+    let options = Options::EXITKILL | Options::TRACE_CHILDREN | Options::SUSPEND_SECCOMP;
     let running = Running::seize(tid, options)?;
     let stopped = running.stop(Deadline::after(PATIENCE)).map_err(|(_, e)| Failure::from(e))?;
     let mut stopped = stopped.stopped(tid)?;

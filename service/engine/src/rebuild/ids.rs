@@ -20,6 +20,16 @@ pub fn check(image: &GroupImage) -> Result<(), Failure> {
     needed(image).map(drop)
 }
 
+/// A process id of the image, or a thread id, that somebody else has now, and who; `leaving` says of a process that it will be gone by
+/// the time of the rebuild.
+///
+/// Errors: those of [`check`].
+pub fn in_use(image: &GroupImage, leaving: impl Fn(i32) -> bool) -> Result<Option<(i32, String)>, Failure> {
+    let stays =
+        |pid: &&Pid| Path::new(&format!("/proc/{pid}")).exists() && !has_ended(**pid) && !leaving(pid.0);
+    Ok(needed(image)?.iter().find(stays).map(|pid| (pid.0, name(*pid))))
+}
+
 /// Waits until ended processes that have ids of the image are waited for. Error: a living process has one.
 pub fn wait_until_free(image: &GroupImage) -> Result<(), Failure> {
     let end = Instant::now() + PATIENCE;
@@ -36,7 +46,7 @@ pub fn wait_until_free(image: &GroupImage) -> Result<(), Failure> {
 }
 
 /// All ids that must be free: of processes, of threads, of lost leaders.
-fn needed(image: &GroupImage) -> Result<BTreeSet<Pid>, Failure> {
+pub fn needed(image: &GroupImage) -> Result<BTreeSet<Pid>, Failure> {
     let mut ids =
         Plan::of(image, std::iter::empty()).or_else(|_| Plan::of(image, (1 << 22..).map(Pid)))?.ids();
     ids.retain(|pid| pid.0 < 1 << 22);
@@ -54,8 +64,11 @@ fn has_ended(pid: Pid) -> bool {
 }
 
 fn taken(pid: Pid) -> Failure {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    Failure::not_restorable(format!("its process id is in use by {}", name.trim())).of_pid(pid.0)
+    Failure::not_restorable(format!("its process id is in use by {}", name(pid))).of_pid(pid.0)
+}
+
+fn name(pid: Pid) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod credentials;
 mod driver;
 mod ephemeral;
 mod failure;
+mod fitproc;
 mod grow;
 mod host;
 mod ids;
@@ -30,7 +31,7 @@ pub mod tree;
 
 pub use driver::{Reply, Report, Request};
 pub use failure::Failure;
-pub use ids::check;
+pub use ids::{check, in_use};
 pub use member::Member;
 pub use parentage::run;
 pub use places::{Place, Places, UnitPlace};

@@ -1,5 +1,6 @@
 //! Where members are to live: the units with their stubs, cgroups and namespaces.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use ckpt_image::records::{GroupImage, UnitIndex};
 use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::clone::pidfd;
 use ckpt_sys::namespace::{Namespaces, within};
+use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -83,10 +85,11 @@ impl Places {
         self.home.enter(&place.namespaces).map_err(|e| Failure::from(e).of_unit(&place.name))
     }
 
-    /// Puts a unit into other namespaces than those of its stub.
-    pub fn replace(&mut self, unit: UnitIndex, namespaces: Namespaces) -> Result<(), Failure> {
+    /// Puts a unit into the namespace of one kind that a process is in, in place of that of its stub.
+    pub fn take(&mut self, unit: UnitIndex, kind: CloneFlags, of: Pid) -> Result<(), Failure> {
+        let other = Namespaces::of(of)?;
         match self.places.get_mut(unit.index()) {
-            Some(place) => place.namespaces = namespaces,
+            Some(place) => place.namespaces.take(kind, other),
             None => return Err(Failure::corrupt(format!("there is no unit {unit}"))),
         }
         Ok(())
@@ -95,6 +98,13 @@ impl Places {
     /// Whether a unit has a mount namespace of its own.
     pub fn has_own_mounts(&self, unit: UnitIndex) -> Result<bool, Failure> {
         Ok(!self.get(unit)?.namespaces.same_mounts(&self.home))
+    }
+
+    /// The units, one of each mount namespace.
+    pub fn by_mounts(&self) -> Vec<UnitIndex> {
+        let mut seen = BTreeSet::new();
+        let units = self.places.iter().enumerate();
+        units.filter(|(_, p)| seen.insert(p.namespaces.mounts())).map(|(i, _)| UnitIndex(i as u32)).collect()
     }
 
     /// Whether two units have the same namespaces.
