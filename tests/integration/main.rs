@@ -9,6 +9,7 @@ mod bus;
 mod daemon;
 mod databases;
 mod fixture;
+mod pids;
 mod runner;
 mod services;
 mod storage;
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
     tests.extend(victims::tests());
     tests.extend(storage::tests());
     tests.extend(units::tests());
+    tests.extend(pids::tests());
     tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());

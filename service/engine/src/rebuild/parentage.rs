@@ -32,6 +32,11 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
     let image = ckpt_image::read_state(request.image())?;
     let mut reply = apart(&image, || rebuild(request))?;
     if matches!(&reply, Reply::Failed(failure) if failure.text.contains(TAKEN)) && !request.own_pids {
+        // Somebody took an id while the members were made.
+        let own = Request { own_pids: true, ..request.clone() };
+        reply = apart(&image, || rebuild(&own))?;
+    }
+    let report = match reply {
         Reply::Restored(report) => report,
         Reply::Failed(failure) => return Err(failure),
     };
