@@ -26,6 +26,19 @@ macro_rules! forks {
     )* };
 }
 
+hook_with! {
+    getppid() -> libc::pid_t,
+    |real| parent_as_before(real()),
+    SYS_getppid
+}
+
+/// A main process that was restored into a PID namespace of its own has its parent, systemd, outside of it: the kernel says 0. Before, and in
+/// every service, that was PID 1. PID 1 of a namespace has none.
+fn parent_as_before(told: libc::pid_t) -> libc::pid_t {
+    // SAFETY: getpid takes nothing and cannot fail.
+    if told == 0 && unsafe { kernel::call(libc::SYS_getpid, [0; 6]) } != 1 { 1 } else { told }
+}
+
 forks! { fork [SYS_fork] _Fork [SYS_fork] __fork [SYS_fork] }
 
 /// Stands before libc's vfork: the child runs on its parent's stack, so the return address is kept in a register
