@@ -3,6 +3,7 @@
 mod memory;
 mod pwrite;
 mod report;
+mod restores;
 mod service;
 mod store;
 mod throughput;
@@ -24,6 +25,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("window-writers", window::writers),
     ("window-crowd", window::crowd),
     ("gap", window::gap),
+    ("restores", restores::bench),
     ("store", store::bench),
     ("throughput", throughput::bench),
 ];
@@ -36,6 +38,11 @@ fn main() -> ExitCode {
         [service::CHILD, ref load @ ..] => {
             service::child(&service::Load::parse(load).expect("words of ours"))
         }
+        [restores::CHILD, mib, threads, processes] => {
+            let [mib, threads, processes] = [mib, threads, processes].map(|n| n.parse().expect("a number"));
+            restores::child(mib, threads, processes);
+        }
+        [restores::IDLE] => restores::idle(),
         [memory::SMALL] => memory::child(false),
         [memory::HUGE] => memory::child(true),
         _ if !std::path::Path::new("/run/machine").exists() => {

@@ -117,6 +117,7 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             CKPT_GROUP = group,
             CKPT_ID = i.id,
             CKPT_RESTORE_USEC = i.restore_usec,
+            CKPT_STAGES = ckpt_engine::timeline::line(&i.stages),
             CKPT_PROCESSES = i.processes,
             "group {group} is back at checkpoint {}: {} processes run again after {} µs",
             i.id,

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::GroupConfig;
 use crate::error::Error;
+
 pub use crate::retention::{Action, Decision};
+use crate::timeline::Laps;
 
 /// A group by its name and its configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +137,8 @@ pub struct RestoreInfo {
     pub restore_usec: u64,
     /// Units and their main processes.
     pub units: Vec<UnitMain>,
+    /// Where the time went.
+    pub stages: Laps,
 }
 
 /// How bad a problem is.

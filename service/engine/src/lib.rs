@@ -23,6 +23,7 @@ pub mod rebuild;
 pub mod retention;
 pub mod storage;
 pub mod store;
+pub mod timeline;
 pub mod track;
 
 pub use api::*;

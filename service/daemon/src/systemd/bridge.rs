@@ -49,6 +49,21 @@ impl Bridge {
         self.manager().await?.reload().await.map_err(|e| failed("daemon-reload", &e))
     }
 
+    /// Same, without waiting until it is done: systemd does it before it answers what comes after.
+    pub async fn begin_reload(&self) -> Result<(), Error> {
+        let manager = self.manager().await?;
+        manager.inner().call_noreply("Reload", &()).await.map_err(|e| failed("daemon-reload", &e))
+    }
+
+    /// The object of a unit, if it is loaded.
+    pub async fn loaded(&self, unit: &str) -> Result<Option<OwnedObjectPath>, Error> {
+        match self.manager().await?.get_unit(unit).await {
+            Ok(path) => Ok(Some(path)),
+            Err(error) if is_no_such_unit(&error) => Ok(None),
+            Err(error) => Err(failed(unit, &error)),
+        }
+    }
+
     /// The object of a unit that is loaded, or is loaded now.
     pub async fn load(&self, unit: &str) -> Result<OwnedObjectPath, Error> {
         self.manager().await?.load_unit(unit).await.map_err(|e| failed(unit, &e))

@@ -52,6 +52,18 @@ pub trait Unit {
     #[zbus(property)]
     fn sub_state(&self) -> zbus::Result<String>;
     #[zbus(property)]
+    fn drop_in_paths(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn on_failure(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn on_success(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
+    fn failure_action(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn success_action(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn refuse_manual_stop(&self) -> zbus::Result<bool>;
+    #[zbus(property)]
     fn fragment_path(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn slice_of(&self) -> zbus::Result<Vec<String>>;
@@ -87,6 +99,10 @@ pub trait Service {
     fn syslog_identifier(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn exec_start(&self) -> zbus::Result<Vec<Exec>>;
+    #[zbus(property)]
+    fn exec_stop(&self) -> zbus::Result<Vec<Exec>>;
+    #[zbus(property)]
+    fn exec_stop_post(&self) -> zbus::Result<Vec<Exec>>;
     #[zbus(property)]
     fn root_directory(&self) -> zbus::Result<String>;
     #[zbus(property)]

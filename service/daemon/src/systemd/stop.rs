@@ -23,12 +23,21 @@ impl Systemd {
         })
     }
 
-    /// Stops the units without asking their programs. The restore drop-in takes Restart=, OnFailure=, ExecStop= and ExecStopPost= out of the
-    /// way first; then systemd is told, so that the end of the processes is no failure; then they are killed, frozen or not.
+    /// Stops the units without asking their programs. Where a unit has any, the restore drop-in takes OnFailure=, ExecStop= and ExecStopPost=
+    /// out of the way first; then systemd is told, so that the end of the processes is no failure and Restart= does nothing; then they
+    /// are killed, frozen or not.
     ///
     /// The caller does not trace the processes: systemd would not hear of their end (ptrace(2): a tracee's zombie is the tracer's).
     pub(super) fn stop_at_once(&self, units: &[String]) -> Result<(), Error> {
-        self.hold(units)?;
+        let last_words = self.bridge.run(async {
+            let mut any = false;
+            for unit in units {
+                self.refuse_unknown(unit).await?;
+                any |= self.has_last_words(unit).await?;
+            }
+            Ok(any)
+        })?;
+        self.hold(units, last_words)?;
         self.kill_and_wait(units)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ckpt_engine::host::pidfd;
 use ckpt_engine::{Error, Stub, UnitMain};
+use zbus::OwnedObjectPath;
 
 use super::bridge::{Verb, failed};
 use super::{Systemd, dropin};
@@ -17,38 +18,80 @@ const START: Duration = Duration::from_secs(60);
 const ADOPT: Duration = Duration::from_secs(60);
 
 impl Systemd {
-    /// Writes the restore drop-ins and reloads, unless they are there already.
-    pub(super) fn hold(&self, units: &[String]) -> Result<(), Error> {
+    /// Writes the restore drop-ins. `now`: they are in effect when this returns, else from the next time that systemd loads the unit.
+    pub(super) fn hold(&self, units: &[String], now: bool) -> Result<(), Error> {
         let _writing = self.lock_writing();
-        let mut changed = false;
         for unit in units {
-            self.bridge.run(self.refuse_unknown(unit))?;
             let lines = self.bridge.run(self.sandbox_lines(unit))?;
             self.lock_held().insert(unit.clone(), this_job());
-            changed |= dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
+            dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
         }
-        match changed {
+        // A reload costs tens of milliseconds, so it is only for units that stay loaded while they are stopped, because others want them.
+        // A unit that nobody refers to was forgotten, and has been loaded anew with its drop-in just now.
+        match now && !self.bridge.run(self.all_held(units))? {
             true => self.bridge.run(self.bridge.reload()),
             false => Ok(()),
         }
     }
 
-    /// Takes the restore drop-ins away and reloads, if there are any.
-    fn let_go(&self, units: &[String]) -> Result<(), Error> {
-        let _writing = self.lock_writing();
-        let mut changed = false;
+    /// Whether systemd has the drop-ins of all these units in effect; loads what is not loaded.
+    async fn all_held(&self, units: &[String]) -> Result<bool, Error> {
         for unit in units {
-            changed |= dropin::remove(&self.run, unit, dropin::RESTORE)?;
-            self.lock_held().remove(unit);
+            let path = self.bridge.load(unit).await?;
+            if !self.is_held(unit, &path).await? {
+                return Ok(false);
+            }
         }
-        match changed {
+        Ok(true)
+    }
+
+    /// Whether a loaded unit has its restore drop-in in effect.
+    async fn is_held(&self, unit: &str, path: &OwnedObjectPath) -> Result<bool, Error> {
+        let paths = self.bridge.unit(path).await?.drop_in_paths().await.map_err(|e| failed(unit, &e))?;
+        let ours = dropin::path(&self.run, unit, dropin::RESTORE);
+        Ok(paths.iter().any(|p| Path::new(p) == ours))
+    }
+
+    /// Takes the restore drop-ins away, and reloads if a unit is loaded with one.
+    fn let_go(&self, units: &[String]) -> Result<(), Error> {
+        match self.take_away(units)? {
             true => self.bridge.run(self.bridge.reload()),
             false => Ok(()),
         }
+    }
+
+    /// Takes the restore drop-ins away; whether systemd has one of them in effect.
+    fn take_away(&self, units: &[String]) -> Result<bool, Error> {
+        let _writing = self.lock_writing();
+        let mut in_effect = false;
+        for unit in units {
+            if dropin::remove(&self.run, unit, dropin::RESTORE)? {
+                in_effect |= match self.bridge.run(self.bridge.loaded(unit))? {
+                    Some(path) => self.bridge.run(self.is_held(unit, &path))?,
+                    None => false,
+                };
+            }
+            self.lock_held().remove(unit);
+        }
+        Ok(in_effect)
+    }
+
+    /// Whether stopping the unit runs or starts anything that a restore must not.
+    pub(super) async fn has_last_words(&self, unit: &str) -> Result<bool, Error> {
+        let path = self.bridge.load(unit).await?;
+        let (service, properties) = (self.bridge.service(&path).await?, self.bridge.unit(&path).await?);
+        let of = |e: zbus::Error| failed(unit, &e);
+        Ok(!service.exec_stop().await.map_err(of)?.is_empty()
+            || !service.exec_stop_post().await.map_err(of)?.is_empty()
+            || !properties.on_failure().await.map_err(of)?.is_empty()
+            || !properties.on_success().await.map_err(of)?.is_empty()
+            || properties.failure_action().await.map_err(of)? != "none"
+            || properties.success_action().await.map_err(of)? != "none"
+            || properties.refuse_manual_stop().await.map_err(of)?)
     }
 
     /// Before anything is stopped: a unit that systemd does not know cannot be started again.
-    async fn refuse_unknown(&self, unit: &str) -> Result<(), Error> {
+    pub(super) async fn refuse_unknown(&self, unit: &str) -> Result<(), Error> {
         let path = self.bridge.load(unit).await?;
         match self.bridge.unit(&path).await?.load_state().await.map_err(|e| failed(unit, &e))?.as_str() {
             "loaded" => Ok(()),
@@ -73,7 +116,7 @@ impl Systemd {
     }
 
     pub(super) fn start_stubs_of(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
-        self.hold(units)?;
+        self.hold(units, true)?;
         self.bridge.run(async {
             self.start_slices(units).await?;
             let manager = self.bridge.manager().await?;
@@ -110,6 +153,17 @@ impl Systemd {
         let of = |e: zbus::Error| failed(unit, &e);
         let (service, properties) = (&service, &properties);
         let what = format!("the start of ckpt-stub in {unit}");
+        // systemd tells when it has forked; it does not tell when its child has executed the stub, a moment later.
+        let executed = async |pid: i32| {
+            for _ in 0..20 {
+                if is_stub(pid) {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            false
+        };
+        let executed = &executed;
         let pid = self
             .bridge
             .until(&path, START, &what, || async move {
@@ -120,7 +174,7 @@ impl Systemd {
                     )));
                 }
                 let pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
-                Ok((pid > 0 && is_stub(pid)).then_some(pid))
+                Ok((pid > 0 && executed(pid).await).then_some(pid))
             })
             .await?;
         let cgroup = service.control_group().await.map_err(of)?;
@@ -130,16 +184,12 @@ impl Systemd {
     pub(super) fn adopt_units(&self, units: &[UnitMain]) -> Result<(), Error> {
         self.bridge.run(self.until_adopted(units))?;
         let names: Vec<_> = units.iter().map(|u| u.unit.clone()).collect();
-        self.let_go(&names)?;
-        // The reload read the unit's own Type= and PIDFile= again: the Main PID must have survived it.
-        self.bridge.run(async {
-            self.until_adopted(units).await?;
-            let manager = self.bridge.manager().await?;
-            for unit in &names {
-                let _ = manager.reset_failed_unit(unit).await;
-            }
-            Ok(())
-        })
+        if self.take_away(&names)? {
+            // The members run: what is left is that systemd reads the units' own settings again. It does that before anything that is asked of
+            // it from now on, so nobody needs to wait for it.
+            self.bridge.run(self.bridge.begin_reload())?;
+        }
+        Ok(())
     }
 
     async fn until_adopted(&self, units: &[UnitMain]) -> Result<(), Error> {

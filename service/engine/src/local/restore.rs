@@ -16,6 +16,7 @@ use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severi
 use crate::error::Error;
 use crate::rebuild::Report;
 use crate::storage::{self, Undo};
+use crate::timeline::Timeline;
 
 /// Restores a checkpoint of a group.
 pub fn run(
@@ -25,10 +26,12 @@ pub fn run(
     job: &dyn Job,
 ) -> Result<RestoreInfo, Error> {
     let begin = Instant::now();
+    let mut time = Timeline::start();
     let manifest = engine.store.find(&group.name, &request.checkpoint)?;
     job.stage(Stage::Checking);
     let image = check(engine, &manifest, job)?;
     let taken = taken(engine, group, &manifest, &image)?;
+    time.lap("check");
     if job.canceled() {
         return Err(Error::Canceled);
     }
@@ -36,9 +39,11 @@ pub fn run(
     job.stage(Stage::Stopping);
     let units: Vec<_> = manifest.units.iter().map(|u| u.name.clone()).collect();
     engine.units.stop(&all_units(engine, group, &units)?, true)?;
+    time.lap("stop");
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
-    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, taken.is_some(), job);
+    time.lap("exchange");
+    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, taken.is_some(), &mut time, job);
     let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
     // A group that systemd does not take is not restored.
     let adopted = rebuilt.and_then(|rebuilt| adopt(engine, group, &units, rebuilt));
@@ -46,6 +51,7 @@ pub fn run(
         Ok(rebuilt) => rebuilt,
         Err(error) => return Err(give_up(engine, &units, undo, error)),
     };
+    time.lap("adopt");
     rebuilt.warnings.iter().for_each(|text| job.event(Event::Warning(not_quite(text))));
     if rebuilt.init.is_some() {
         let taken = taken.unwrap_or((0, "a process that began meanwhile".into()));
@@ -57,6 +63,7 @@ pub fn run(
         processes: rebuilt.processes,
         restore_usec,
         units: rebuilt.units,
+        stages: time.laps(),
     })
 }
 
@@ -139,18 +146,23 @@ fn rebuild(
     units: &[String],
     undo: &mut Undo,
     own_pids: bool,
+    time: &mut Timeline,
     job: &dyn Job,
 ) -> Result<Report, Error> {
     job.stage(Stage::Starting);
     let stubs: Vec<Stub> = engine.units.start_stubs(units)?;
+    time.lap("stubs");
     if job.canceled() {
         return Err(Error::Canceled);
     }
     job.stage(Stage::Rebuilding);
     // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
     undo.commit()?;
+    time.lap("commit");
     let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
-    rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs, own_pids)
+    let report = rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs, own_pids)?;
+    time.within("rebuild", &report.stages);
+    Ok(report)
 }
 
 /// Leaves the group stopped with the old subvolumes in place.

@@ -42,15 +42,17 @@ pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec
     Ok(made)
 }
 
-/// Sets all of a thread but registers, mask and pending signals. `is_root`: its parent is not of the group.
+/// Sets all of a thread but registers, mask and pending signals. `is_root`: its parent is not of the group. `cpus`: where it runs if its
+/// record names no CPU that is here (a mask, as sched_setaffinity(2) takes it).
 pub fn set_up(
     member: &mut Member,
     record: &ThreadRecord,
     image: &GroupImage,
     is_root: bool,
+    cpus: &[u64],
 ) -> Result<(), Failure> {
     let mut batch = member.batch();
-    scheduling(&mut batch, record);
+    scheduling(&mut batch, record, cpus);
     library(&mut batch, record);
     member.run("set scheduling and library state", &batch)?;
     filters(member, record, image)?;
@@ -62,23 +64,33 @@ pub fn set_up(
     // A root's parent is ckpt-restore, whose end would send the signal; the parent it had, PID 1, never ends.
     let signal = if is_root { 0 } else { record.pdeathsig as u64 };
     batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
-    member.run("set the parent-death signal", &batch).map(drop)
+    // At last: up to here it runs where its tracer runs, which is far quicker than waking each other across CPUs.
+    affinity(&mut batch, cpus);
+    affinity(&mut batch, &record.affinity);
+    member.run("set the parent-death signal and the CPUs", &batch).map(drop)
 }
 
-/// Name, policy, nice, CPUs, i/o priority, timer slack.
-fn scheduling(batch: &mut Batch, record: &ThreadRecord) {
+/// The CPUs it may run on. EINVAL where none of them exists here: then those before stay.
+fn affinity(batch: &mut Batch, cpus: &[u64]) {
+    if !cpus.is_empty() {
+        let mask: Vec<u8> = cpus.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let at = batch.data(&mask);
+        batch.push(libc::SYS_sched_setaffinity, [0, mask.len() as u64, at.get(), 0, 0, 0]);
+    }
+}
+
+/// Name, policy, nice, i/o priority, timer slack.
+fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
     let name = batch.c_str(&record.comm);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.get(), 0, 0, 0, 0]);
     if record.timer_slack != 0 {
         batch.push(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK as u64, record.timer_slack, 0, 0, 0, 0]);
     }
-    if !record.affinity.is_empty() {
-        let mask: Vec<u8> = record.affinity.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let at = batch.data(&mask);
-        // EINVAL where none of those CPUs exists here: then it may run anywhere.
-        batch.push(libc::SYS_sched_setaffinity, [0, mask.len() as u64, at.get(), 0, 0, 0]);
-    }
     let sched = &record.sched;
+    if sched.policy == SCHED_DEADLINE {
+        // The kernel admits only who may run on all CPUs.
+        affinity(batch, cpus);
+    }
     let mut raw = Vec::with_capacity(48);
     raw.extend(48u32.to_le_bytes());
     raw.extend(sched.policy.to_le_bytes());
