@@ -162,6 +162,11 @@ impl Victim {
         memory.parse().expect("a number")
     }
 
+    /// What it has reported without being asked.
+    pub(crate) fn said(&self) -> Option<String> {
+        fs::read_to_string(self.dir.join("report")).ok()
+    }
+
     /// Moves the victim's state on by a generation, in memory and on disk.
     pub(crate) fn change(&self) {
         let file = self.dir.join("generation");
@@ -197,7 +202,7 @@ fn drop_in(name: &str) -> String {
     format!("40-{name}.conf")
 }
 
-fn victim_program(name: &str) -> PathBuf {
+pub(crate) fn victim_program(name: &str) -> PathBuf {
     let own = std::env::current_exe().expect("this program's path");
     let target = own.parent().and_then(Path::parent).expect("target/debug/integration");
     target.join("victims").join(name)

@@ -6,6 +6,7 @@
 
 mod apps;
 mod bus;
+mod cases;
 mod daemon;
 mod databases;
 mod fixture;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let mut tests = Vec::new();
     tests.extend(bus::tests());
     tests.extend(victims::tests());
+    tests.extend(cases::tests());
     tests.extend(storage::tests());
     tests.extend(units::tests());
     tests.extend(pids::tests());

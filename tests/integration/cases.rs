@@ -1,0 +1,63 @@
+//! Cases (tests/victims/case.h): many small properties, each stopped at a checkpoint, restored, and asked once.
+
+use crate::fixture::{self, Group};
+use crate::runner::{Test, skip, test};
+use ckpt_tests::system::run;
+
+/// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
+const PROGRAMS: [(&str, &str); 2] = [("case-files", ""), ("case-sockets", "")];
+
+pub(crate) fn tests() -> Vec<Test> {
+    PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect()
+}
+
+fn of_program(program: &'static str, settings: &'static str) -> Vec<Test> {
+    let binary = fixture::victim_program(program);
+    // Without the victims (the list of all tests on a machine that has not built them) there are no cases.
+    let Ok(out) = std::process::Command::new(binary).arg("--list").output() else { return Vec::new() };
+    let list = String::from_utf8_lossy(&out.stdout).into_owned();
+    let cases = list.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.to_owned(), words.next().map(str::to_owned)))
+    });
+    cases
+        .map(|(case, refused)| {
+            let name = format!("{program}-{}", case.replace('_', "-"));
+            test(&name, move |name| match &refused {
+                None => comes_back(name, program, &case, settings),
+                Some(code) => is_refused(name, program, &case, settings, code),
+            })
+        })
+        .collect()
+}
+
+fn comes_back(name: &str, program: &str, case: &str, settings: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim(program, case, settings);
+    skip_if_it_cannot(&victim);
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    assert_eq!(victim.ask(), 0);
+}
+
+/// `check` names the code, and so does the refused checkpoint; nothing happens to the victim.
+fn is_refused(name: &str, program: &str, case: &str, settings: &str, code: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim(program, case, settings);
+    skip_if_it_cannot(&victim);
+    let told = group.check();
+    let problems = told["problems"].as_array().cloned().unwrap_or_default();
+    let named = problems.iter().any(|p| p["code"] == code && p["severity"] == "error");
+    assert!(named, "check does not tell {code}: {told}");
+    let out = run(&["ckptctl", "checkpoint", name, "--stop"]);
+    assert_eq!(out.status.code(), Some(4), "{out:?}");
+    victim.ask();
+}
+
+fn skip_if_it_cannot(victim: &fixture::Victim) {
+    if let Some(why) = victim.said().and_then(|said| said.strip_prefix("skipped ").map(str::to_owned)) {
+        skip(why.trim());
+    }
+}
