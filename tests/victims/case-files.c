@@ -1477,7 +1477,7 @@ CASE(inotify_of_moved_file)
 	holds(read(fd, buffer, sizeof buffer) > 0);
 }
 
-CASE(fanotify_inode_mark)
+REFUSED(fanotify_inode_mark, "fanotify")
 {
 	char buffer[1024];
 	int fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_FID, O_RDONLY);
@@ -1644,7 +1644,7 @@ CASE(proc_of_init)
 	same(atoi(text), 1);
 }
 
-CASE(proc_of_reaped_child)
+REFUSED(proc_of_reaped_child, "proc-file")
 {
 	pid_t pid = must(fork());
 	char name[64], byte;
@@ -1656,8 +1656,7 @@ CASE(proc_of_reaped_child)
 	must(kill(pid, SIGKILL));
 	must(waitpid(pid, NULL, 0));
 	restored();
-	same(read(fd, &byte, 1), -1);
-	same(errno, ESRCH);
+	holds(fd >= 0 && (read(fd, &byte, 1) == -1 || at_once));
 }
 
 CASE(proc_net)
@@ -1821,7 +1820,7 @@ CASE(memfd_huge)
 	holds(!strcmp(at, "huge"));
 }
 
-CASE(aio_idle)
+REFUSED(aio_idle, "aio")
 {
 	aio_context_t context = 0;
 	int fd = file("f", O_RDWR);
@@ -1835,7 +1834,7 @@ CASE(aio_idle)
 	same(event.res, 3);
 }
 
-CASE(aio_completed)
+REFUSED(aio_completed, "aio")
 {
 	aio_context_t context = 0;
 	int fd = file("f", O_RDWR);

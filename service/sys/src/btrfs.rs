@@ -34,6 +34,7 @@ mod request {
     nix::ioctl_read!(fs_info, 0x94, 31, raw::btrfs_ioctl_fs_info_args);
     nix::ioctl_read!(get_subvol_info, 0x94, 60, raw::btrfs_ioctl_get_subvol_info_args);
     nix::ioctl_readwrite!(get_subvol_rootref, 0x94, 61, raw::btrfs_ioctl_get_subvol_rootref_args);
+    nix::ioctl_readwrite!(ino_paths, 0x94, 35, raw::btrfs_ioctl_ino_path_args);
     nix::ioctl_readwrite!(ino_lookup_user, 0x94, 62, raw::btrfs_ioctl_ino_lookup_user_args);
 }
 
@@ -106,6 +107,29 @@ pub fn file_system_uuid(fd: BorrowedFd<'_>) -> Result<Uuid, Errno> {
     // SAFETY: the descriptor is open during the call and the kernel writes one structure of this size.
     unsafe { request::fs_info(fd.as_raw_fd(), &mut args)? };
     Ok(Uuid(args.fsid))
+}
+
+/// The names that an inode has, relative to the root of the subvolume that the descriptor lies in. Those of the file system's last state in
+/// memory; up to 64 KiB of them. Errors: EPERM without CAP_SYS_ADMIN, ENOENT. BTRFS_IOC_INO_PATHS, Linux 3.1.
+pub fn names_of(fd: BorrowedFd<'_>, inode: u64) -> Result<Vec<PathBuf>, Errno> {
+    const WORDS: usize = 8192;
+    const HEAD: usize = 2;
+    let mut words = vec![0u64; WORDS];
+    // SAFETY: the structure is plain integers; zero is a valid value of each.
+    let mut args: raw::btrfs_ioctl_ino_path_args = unsafe { std::mem::zeroed() };
+    args.inum = inode;
+    args.size = (WORDS * 8) as u64;
+    args.fspath = words.as_mut_ptr() as u64;
+    // SAFETY: the descriptor is open during the call; the kernel writes at most `size` bytes to fspath, which outlives it.
+    unsafe { request::ino_paths(fd.as_raw_fd(), &mut args)? };
+    // struct btrfs_data_container: bytes_left, bytes_missing, elem_cnt, elem_missed, each u32; then offsets from here on.
+    let count = (words[1] & 0xffff_ffff) as usize;
+    let bytes: Vec<u8> = words[HEAD..].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let name = |offset: &u64| {
+        let rest = bytes.get(*offset as usize..)?;
+        Some(PathBuf::from(OsStr::from_bytes(CStr::from_bytes_until_nul(rest).ok()?.to_bytes())))
+    };
+    Ok(words[HEAD..].iter().take(count).filter_map(name).collect())
 }
 
 /// The subvolume that the descriptor lies in. Needs no privilege. Errors: ENOTTY outside btrfs. BTRFS_IOC_GET_SUBVOL_INFO, Linux 4.18.

@@ -45,6 +45,11 @@ impl Identities {
         }
     }
 
+    /// Our ids of the members' threads that were met: of each process its own at least.
+    pub fn members(&self) -> impl Iterator<Item = i32> {
+        self.members.iter().copied()
+    }
+
     /// The id by which members know this member; `None` if the process is not of the group.
     pub fn member(&self, outer: i32) -> Option<Pid> {
         self.members.contains(&outer).then(|| self.known(outer))

@@ -16,6 +16,8 @@ pub(crate) enum Class<'a> {
     Inotify,
     Pidfd,
     Memfd,
+    /// /proc/PID/ns/NAME: its name.
+    Namespace(&'a str),
     /// Nothing this program knows; what the kernel calls it.
     Unknown(&'a str),
 }
@@ -43,6 +45,12 @@ pub(crate) fn classify(link: &[u8], mode: u32, flags: u32) -> Class<'_> {
     if text.starts_with("/memfd:") && text.ends_with(" (deleted)") {
         return Class::Memfd;
     }
+    if let Some((name, "]")) = text
+        .split_once(":[")
+        .map(|(name, rest)| (name, rest.trim_start_matches(|c: char| c.is_ascii_digit())))
+    {
+        return Class::Namespace(name);
+    }
     if !text.starts_with('/') {
         return Class::Unknown(text);
     }
@@ -65,7 +73,8 @@ mod tests {
             ("anon_inode:[eventpoll]", 0o600, 0, Class::Epoll),
             ("anon_inode:inotify", 0o600, 0, Class::Inotify),
             ("anon_inode:[io_uring]", 0o600, 0, Class::Unknown("anon_inode:[io_uring]")),
-            ("net:[4026531840]", libc::S_IFREG, 0, Class::Unknown("net:[4026531840]")),
+            ("net:[4026531840]", libc::S_IFREG, 0, Class::Namespace("net")),
+            ("strange", libc::S_IFREG, 0, Class::Unknown("strange")),
             ("/memfd:x (deleted)", libc::S_IFREG, 0, Class::Memfd),
             ("/srv/x (deleted)", libc::S_IFREG, 0, Class::File),
             ("/dev/null", libc::S_IFCHR, 0, Class::File),

@@ -371,6 +371,7 @@ impl<'a> DescriptorCapture<'a> {
             Class::Inotify => inotify::capture(self, found),
             Class::Pidfd => pidfd::capture(self, found),
             Class::Memfd => memfd::capture(self, found),
+            Class::Namespace(name) => file::namespace(self, found, name),
             Class::Unknown(name) => Err(unknown(name)),
         }
     }
@@ -432,6 +433,14 @@ fn unknown(name: &str) -> Refusal {
     let (code, remedy) = match name {
         "anon_inode:[io_uring]" => ("io-uring", "configure the application not to use io_uring"),
         "anon_inode:[userfaultfd]" => ("userfaultfd", "stop using it before the checkpoint"),
+        "anon_inode:[fscontext]" | "anon_inode:[fspick]" => {
+            ("mount-object", "close it before the checkpoint")
+        }
+        "anon_inode:[landlock-ruleset]" => ("landlock", "close the ruleset when it is enforced"),
+        "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu" => ("kvm", "save the virtual machine by its own means"),
+        name if name.starts_with("anon_inode:bpf") || name.starts_with("anon_inode:[bpf") => {
+            ("bpf", "close it before the checkpoint; pin it in the file system of bpf(2) if it is to last")
+        }
         "anon_inode:[fanotify]" => ("fanotify", "stop watching before the checkpoint"),
         "anon_inode:[perf_event]" => ("perf-event", "stop measuring before the checkpoint"),
         _ => ("descriptor-kind", "close it before the checkpoint"),

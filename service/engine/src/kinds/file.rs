@@ -1,14 +1,18 @@
 //! Files by their path: regular files, directories, devices that hold no state, anything opened with O_PATH.
 
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, FileSource};
-use ckpt_sys::descriptor::{fdinfo::LockKind, make};
+use ckpt_sys::btrfs;
+use ckpt_sys::descriptor::fdinfo::{self, LockKind};
+use ckpt_sys::descriptor::make;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::stat::fstat;
+use nix::sys::stat::{FileStat, fstat};
 use nix::sys::statfs::fstatfs;
 use nix::unistd::Whence;
 
@@ -23,8 +27,8 @@ const STATELESS_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 
 const KMSG: (u64, u64) = (1, 11);
 
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
-    let (path, deleted) = path_of(&found.link);
-    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let (path, deleted) = name_of(found);
+    let path = path.as_path();
     if let Some(kind) = proc_file(cx, found, path, deleted)? {
         return Ok(kind);
     }
@@ -41,6 +45,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     }
     let mut flock = None;
     let mut ofd_locks = Vec::new();
+    let mut lease = None;
     for line in &found.info.locks {
         let kind = if line.write { libc::F_WRLCK } else { libc::F_RDLCK };
         match line.kind {
@@ -49,14 +54,62 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
                 let len = line.end.map_or(0, |end| end + 1 - line.start);
                 ofd_locks.push(FileLock { description: found.id, kind, start: line.start, len });
             }
-            LockKind::Lease => cx.warn(
-                found,
-                Refusal::new("file-lease", "its lease (F_SETLEASE) will not be restored", "release it"),
-            ),
+            LockKind::Lease if lease_breaks(found, line) => {
+                let text = "its lease is being broken by somebody who opens the file";
+                return Err(Refusal::new("file-lease", text, "try again when the lease is given back"));
+            }
+            LockKind::Lease => lease = Some(kind),
+            LockKind::Delegation => {
+                let text = "another program (a file server) holds a delegation of it";
+                cx.warn(found, Refusal::new("file-lease", text, "nothing: the other program notices"));
+            }
             LockKind::Posix => {}
         }
     }
-    Ok(DescriptionKind::File { file, flock, ofd_locks })
+    Ok(DescriptionKind::File { file, flock, ofd_locks, lease })
+}
+
+/// Whether a lease is not what its holder was given any more (fcntl(2), F_GETLEASE tells what it is to become).
+fn lease_breaks(found: &Found, line: &fdinfo::LockLine) -> bool {
+    let wanted = if line.write { libc::F_WRLCK } else { libc::F_RDLCK };
+    line.breaking || make::lease(found.fd()).is_ok_and(|now| now != wanted)
+}
+
+/// The path of a description, and whether it has lost it. A name may end in ` (deleted)` by itself, and a file may have another name than
+/// that by which it was opened.
+fn name_of(found: &Found) -> (PathBuf, bool) {
+    let as_path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    let (path, deleted) = path_of(&found.link);
+    if !deleted || found.in_flight || found.stat.st_nlink == 0 {
+        return (as_path(path), deleted);
+    }
+    let is_it = |path: &Path| {
+        unix_name::lookup(found.place.pid, path)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (found.stat.st_dev, found.stat.st_ino))
+    };
+    let literal = as_path(&found.link);
+    if is_it(&literal) {
+        return (literal, false);
+    }
+    match other_names(found, &as_path(path)).into_iter().find(|path| is_it(path)) {
+        Some(other) => (other, false),
+        None => (as_path(path), true),
+    }
+}
+
+/// The names that btrfs knows of a file, `former` being one that it had.
+fn other_names(found: &Found, former: &Path) -> Vec<PathBuf> {
+    let is_root = |path: &&Path| {
+        unix_name::lookup(found.place.pid, path)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (found.stat.st_dev, btrfs::SUBVOLUME_INODE))
+    };
+    let Some(root) = former.ancestors().skip(1).find(is_root) else { return Vec::new() };
+    let inside = Path::new("/proc").join(found.place.pid.to_string()).join("root");
+    let Ok(directory) = std::fs::File::open(inside.join(root.strip_prefix("/").unwrap_or(root))) else {
+        return Vec::new();
+    };
+    let names = btrfs::names_of(directory.as_fd(), found.ino()).unwrap_or_default();
+    names.into_iter().map(|name| root.join(name)).collect()
 }
 
 /// The link's path and whether it says ` (deleted)`.
@@ -120,6 +173,10 @@ fn proc_file(
     if let Some(pid) = member.filter(|_| !deleted) {
         return Ok(Some(DescriptionKind::ProcFile { pid, path }));
     }
+    // Its files are there whenever the machine runs.
+    if pid == 1 {
+        return Ok(None);
+    }
     let text = format!("it tells of process {pid}, which is not of the group");
     Err(Refusal::new("proc-file", text, "close it"))
 }
@@ -136,6 +193,29 @@ fn inside(rest: &Path, ids: &Identities) -> PathBuf {
     path
 }
 
+/// A namespace (namespaces(7)) that a member is in: opened again from that member's /proc.
+pub(super) fn namespace(
+    cx: &DescriptorCapture<'_>,
+    found: &Found,
+    name: &str,
+) -> Result<DescriptionKind, Refusal> {
+    let path = |pid: i32| PathBuf::from(format!("/proc/{pid}/ns/{name}"));
+    let is_it = |pid: &i32| {
+        nix::sys::stat::stat(&path(*pid))
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (found.stat.st_dev, found.stat.st_ino))
+    };
+    let ids = cx.identities();
+    let holder = Some(found.place.pid).filter(is_it).and_then(|pid| ids.member(pid));
+    let other = || ids.members().find(is_it).and_then(|pid| ids.member(pid));
+    match holder.or_else(other) {
+        Some(pid) => Ok(DescriptionKind::ProcFile { pid, path: path(pid.0) }),
+        None => {
+            let text = format!("it is a {name} namespace that no process of the group is in");
+            Err(Refusal::new("namespace-descriptor", text, "close it before the checkpoint"))
+        }
+    }
+}
+
 /// A file whose path leads nowhere could not be opened again: its file system was unmounted, or is of another mount namespace.
 fn refuse_unreachable(found: &Found, path: &Path) -> Result<(), Refusal> {
     let pid = found.place.pid;
@@ -144,14 +224,27 @@ fn refuse_unreachable(found: &Found, path: &Path) -> Result<(), Refusal> {
     if found.in_flight || changed_root || path.starts_with("/proc") {
         return Ok(());
     }
-    let there = !matches!(unix_name::lookup(pid, path), Err(Errno::ENOENT | Errno::ENOTDIR));
+    let there = match unix_name::lookup(pid, path) {
+        Ok(stat) => is_same(found, &stat),
+        Err(e) => !matches!(e, Errno::ENOENT | Errno::ENOTDIR),
+    };
     // It may have been renamed or removed since its path was read, if the group is running.
     let now = std::fs::read_link(format!("/proc/{pid}/fd/{}", found.place.fd));
     if there || now.is_ok_and(|now| now != path) || fstat(found.fd()).is_ok_and(|stat| stat.st_nlink == 0) {
         return Ok(());
     }
-    let text = "its path leads nowhere in the file systems of its process";
+    let text = "its path leads nowhere, or to another file, in the file systems of its process";
     Err(Refusal::new("path-unreachable", text, "close it, or keep its file system mounted"))
+}
+
+/// Whether what lies at a path is the file of a description. Devices are made anew in sandboxes, and some file systems number as they please.
+fn is_same(found: &Found, there: &FileStat) -> bool {
+    const OVERLAY: i64 = 0x794c_7630;
+    const FUSE: i64 = 0x6573_5546;
+    let type_of = found.stat.st_mode & libc::S_IFMT;
+    let numbers = (there.st_dev, there.st_ino) == (found.stat.st_dev, found.stat.st_ino);
+    let stable = || fstatfs(found.fd()).is_ok_and(|fs| ![OVERLAY, FUSE].contains(&fs.filesystem_type().0));
+    numbers || !matches!(type_of, libc::S_IFREG | libc::S_IFDIR) || !stable()
 }
 
 /// File systems whose files are objects of another kind.

@@ -1,7 +1,7 @@
 //! inotify(7). fdinfo names watched files by handle; the handle is opened below the mounts of the member that has the watch.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
@@ -23,7 +23,8 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     let mounts = if found.info.inotify.is_empty() { Vec::new() } else { mounts(found.place.pid) };
     let mut watches = Vec::with_capacity(found.info.inotify.len());
     for line in &found.info.inotify {
-        let path = resolve(found.place.pid, &mounts, line).ok_or_else(|| {
+        let path = resolve(found.place.pid, &mounts, line);
+        let path = path.or_else(|| search(found.place.pid, &mounts, line)).ok_or_else(|| {
             Refusal::new(
                 "inotify-watch",
                 format!("the file of watch {} cannot be found by its handle", line.wd),
@@ -85,6 +86,43 @@ fn unescape(text: &str) -> PathBuf {
     std::ffi::OsString::from_vec(path).into()
 }
 
+/// Looks for a file by its number where the file system gives no handles (overlayfs): nearest to the mount point first, among so many
+/// entries that it takes milliseconds.
+fn search(pid: i32, mounts: &[(u64, PathBuf)], line: &InotifyLine) -> Option<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    const MOST: usize = 4000;
+    if !line.handle.1.is_empty() {
+        return None;
+    }
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let inside = |path: &std::path::Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let mut seen = 0;
+    for (_, point) in mounts.iter().filter(|(dev, _)| *dev == line.sdev) {
+        let Ok(top) = std::fs::symlink_metadata(inside(point)) else { continue };
+        if top.ino() == line.ino {
+            return Some(point.clone());
+        }
+        let mut queue = std::collections::VecDeque::from([point.clone()]);
+        while let Some(directory) = queue.pop_front() {
+            for entry in std::fs::read_dir(inside(&directory)).into_iter().flatten().flatten() {
+                seen += 1;
+                let Ok(meta) = entry.metadata() else { continue };
+                if seen > MOST {
+                    return None;
+                }
+                let path = directory.join(entry.file_name());
+                if meta.ino() == line.ino {
+                    return Some(path);
+                }
+                if meta.is_dir() && meta.dev() == top.dev() {
+                    queue.push_back(path);
+                }
+            }
+        }
+    }
+    None
+}
+
 fn resolve(pid: i32, mounts: &[(u64, PathBuf)], line: &InotifyLine) -> Option<PathBuf> {
     mounts.iter().filter(|(dev, _)| *dev == line.sdev).find_map(|(_, point)| {
         let mut path = std::ffi::OsString::from(format!("/proc/{pid}/root"));
@@ -130,20 +168,17 @@ pub(super) fn create(
         }
         next = wd + 1;
     }
-    drain(&fd).map_err(failed("read"))?;
+    drain(fd.as_fd()).map_err(failed("read"))?;
     cx.put(record.id, fd)
 }
 
-/// Removing a watch leaves an IN_IGNORED event.
-fn drain(fd: &OwnedFd) -> Result<(), Errno> {
+/// Takes what waits to be read: removing a watch leaves an IN_IGNORED event, for example. Never waits, whatever the descriptor's flags.
+pub(super) fn drain(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut buffer = [0; 4096];
-    loop {
-        match nix::unistd::read(fd, &mut buffer) {
-            Ok(_) => {}
-            Err(Errno::EAGAIN) => return Ok(()),
-            Err(e) => return Err(e),
-        }
+    while socket::readable(fd)? > 0 {
+        nix::unistd::read(fd, &mut buffer)?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

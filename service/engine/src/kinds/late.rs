@@ -39,6 +39,7 @@ pub fn calls(image: &GroupImage) -> Vec<LateCall> {
     let mut calls = Vec::new();
     let mut done: HashSet<FdTableId> = HashSet::new();
     let mut owned: HashSet<DescriptionId> = HashSet::new();
+    let mut leased: HashSet<DescriptionId> = HashSet::new();
     let mut watched: HashSet<(DescriptionId, EpollItem)> = HashSet::new();
     for process in &image.processes {
         let Some(body) = &process.body else { continue };
@@ -50,6 +51,7 @@ pub fn calls(image: &GroupImage) -> Vec<LateCall> {
         member.opens(&mut calls);
         member.watches(&mut calls, &mut watched);
         member.locks(&mut calls);
+        member.leases(&mut calls, &mut leased);
         member.owners(&mut calls, &mut owned);
         member.listens(&mut calls);
     }
@@ -99,6 +101,24 @@ impl<'i> Member<'i> {
                 _ => continue,
             };
             calls.push(LateCall { moved_to, ..call });
+            let number = self.number(record.id).filter(|_| record.offset != 0);
+            if let (Some(fd), DescriptionKind::ProcFile { path, .. }) = (number, &record.kind) {
+                let args = [fd as u64, record.offset, libc::SEEK_SET as u64, 0, 0, 0];
+                let call = self.call(libc::SYS_lseek, args, format!("go on in {}", path.display()));
+                calls.push(LateCall { must: false, ..call });
+            }
+        }
+    }
+
+    /// A lease remembers the process that it was given to.
+    fn leases(&self, calls: &mut Vec<LateCall>, leased: &mut HashSet<DescriptionId>) {
+        for (fd, record) in self.descriptions() {
+            let DescriptionKind::File { lease: Some(kind), .. } = record.kind else { continue };
+            if leased.insert(record.id) {
+                let args = [fd as u64, libc::F_SETLEASE as u64, kind as u64, 0, 0, 0];
+                let call = self.call(libc::SYS_fcntl, args, format!("lease of fd {fd}"));
+                calls.push(LateCall { must: false, ..call });
+            }
         }
     }
 
@@ -134,10 +154,19 @@ impl<'i> Member<'i> {
         }
     }
 
-    /// F_SETOWN_EX remembers the ids of its caller, so the first member that has the description calls.
+    /// F_SETOWN_EX remembers the ids of its caller, and O_ASYNC the descriptor's number, so the first member that has the description calls.
     fn owners(&self, calls: &mut Vec<LateCall>, owned: &mut HashSet<DescriptionId>) {
-        for (fd, record) in self.descriptions() {
-            let Some(owner) = record.owner.filter(|_| owned.insert(record.id)) else { continue };
+        for (fd, record) in self.descriptions().filter(|(_, record)| owned.insert(record.id)) {
+            self.owner(calls, fd, record);
+            if record.flags & libc::O_ASYNC as u32 != 0 && record.flags & libc::O_PATH as u32 == 0 {
+                let args = [fd as u64, libc::F_SETFL as u64, record.flags.into(), 0, 0, 0];
+                calls.push(self.call(libc::SYS_fcntl, args, format!("O_ASYNC of fd {fd}")));
+            }
+        }
+    }
+
+    fn owner(&self, calls: &mut Vec<LateCall>, fd: i32, record: &DescriptionRecord) {
+        if let Some(owner) = record.owner {
             let args = [fd as u64, F_SETOWN_EX, 0, 0, 0, 0];
             let bytes = [owner.kind.to_ne_bytes(), owner.pid.0.to_ne_bytes()].concat();
             let call = self.call(libc::SYS_fcntl, args, format!("owner of fd {fd}"));

@@ -40,10 +40,16 @@ pub(super) fn create(
     object: ObjectId,
 ) -> Result<(), Error> {
     let base = cx.host.object(object).map_err(Error::Host)?;
+    let first =
+        record.flags as i32 & (libc::O_ACCMODE | libc::O_PATH) == libc::O_RDWR && cx.memfds.insert(object);
     let keep = libc::O_ACCMODE | libc::O_APPEND | libc::O_NONBLOCK | libc::O_PATH;
     let failed = |op| Error::call(op, cx.describe(record));
     let flags = record.flags as i32 & keep;
-    let fd = cx.files.reopen(base.as_fd(), flags).map_err(failed("open(/proc/self/fd)"))?;
+    // What memfd_create(2) gave is not counted as open for writing, so that it can be executed and sealed; what is opened anew is.
+    let fd = match first {
+        true => base,
+        false => cx.files.reopen(base.as_fd(), flags).map_err(failed("open(/proc/self/fd)"))?,
+    };
     if record.offset != 0 {
         nix::unistd::lseek(&fd, record.offset as i64, Whence::SeekSet).map_err(failed("lseek"))?;
     }

@@ -1,6 +1,6 @@
 //! Making every open file description of a group again, in ckpt-restore, before its members exist.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ckpt_image::records::{
@@ -60,6 +60,15 @@ impl Descriptions {
         self.fds.get(id.index())?.as_ref().map(AsFd::as_fd)
     }
 
+    /// Takes away what the rebuild itself has made inotify instances tell. To be called last.
+    pub fn quiet(&self, image: &GroupImage) {
+        let is_inotify = |record: &&DescriptionRecord| matches!(record.kind, DescriptionKind::Inotify(_));
+        for fd in image.descriptions.iter().filter(is_inotify).filter_map(|record| self.get(record.id)) {
+            // Events too many are less bad than no restore.
+            let _ = inotify::drain(fd);
+        }
+    }
+
     /// The largest number in use, to raise RLIMIT_NOFILE by and to know where free ones are.
     pub fn highest(&self) -> RawFd {
         self.fds.iter().flatten().map(AsRawFd::as_raw_fd).max().unwrap_or(0)
@@ -82,6 +91,8 @@ pub(super) struct Rebuild<'i> {
     pub reach: HashMap<DescriptionId, Vec<u8>>,
     /// Other ends that will be closed.
     pub ends: HashMap<DescriptionId, OwnedFd>,
+    /// Memory files whose first description is made.
+    pub memfds: HashSet<ObjectId>,
     pub aside: Vec<Aside>,
     pub asides: u32,
     warnings: Vec<Problem>,
@@ -102,6 +113,7 @@ impl<'i> Rebuild<'i> {
             pipes: HashMap::new(),
             reach: HashMap::new(),
             ends: HashMap::new(),
+            memfds: HashSet::new(),
             aside: Vec::new(),
             asides: 0,
             warnings: Vec::new(),
@@ -215,7 +227,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Timerfd(_) => "timerfd",
         DescriptionKind::Signalfd(_) => "signalfd",
         DescriptionKind::Inotify(_) => "inotify",
-        DescriptionKind::Pidfd(_) => "pidfd",
+        DescriptionKind::Pidfd(_) | DescriptionKind::PidfdGone => "pidfd",
         DescriptionKind::Memfd { .. } => "memfd",
         DescriptionKind::Journal { .. } => "journal",
         DescriptionKind::Unix(_) => "unix socket",
@@ -245,6 +257,10 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         }
         DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
         DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
+        DescriptionKind::PidfdGone => {
+            let fd = make::pidfd_gone().map_err(Error::call("clone3", cx.describe(record)))?;
+            cx.put(record.id, fd)
+        }
         DescriptionKind::Pidfd(_) | DescriptionKind::ProcFile { .. } => Ok(()),
     }
 }
@@ -306,9 +322,9 @@ fn watch<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), 
     }
 }
 
-/// Status flags that fcntl(2) F_SETFL sets: O_NONBLOCK as a rule; O_APPEND, O_DIRECT and O_NOATIME are as they were opened.
+/// Status flags that fcntl(2) F_SETFL sets: O_NONBLOCK as a rule; O_APPEND, O_DIRECT and O_NOATIME are as they were opened. O_ASYNC comes late.
 fn status<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
-    let settable = (libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT | libc::O_ASYNC) as u32;
+    let settable = (libc::O_NONBLOCK | libc::O_APPEND | libc::O_DIRECT) as u32;
     // The journal stream is shared with the stub, which is about to end; O_PATH has no flags to set.
     if !cx.has(record.id) || record.flags & libc::O_PATH as u32 != 0 {
         return Ok(());

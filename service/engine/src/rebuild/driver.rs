@@ -395,6 +395,7 @@ impl<'a> Rebuild<'a> {
             release::set_registers(&free, leader(record, body)?)?;
             processes.push((record, free));
         }
+        self.descriptions.quiet(self.image);
         let counts = (processes.len() as u32, (stopped.len() + processes.len()) as u32);
         stop_those_that_were(&processes)?;
         stopped.extend(processes.into_iter().map(|(_, free)| free));

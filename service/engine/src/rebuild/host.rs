@@ -89,6 +89,7 @@ pub struct Blockade {
 impl Blockade {
     /// Takes all free numbers below `floor`.
     pub fn below(floor: RawFd) -> Result<Self, Failure> {
+        raise_limit();
         let fail =
             |e: std::io::Error| Failure::not_restorable(format!("take descriptors below {floor}: {e}"));
         let first =
@@ -101,6 +102,19 @@ impl Blockade {
             }
             taken.push(next);
         }
+    }
+}
+
+/// As many descriptors as the kernel allows at all (proc_sys_fs(5), nr_open): members may have been allowed more than ckptd is.
+fn raise_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let raised = most.map(|most: u64| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if !matches!(raised, Some(Ok(())))
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+    {
+        // What fails here shows as EMFILE, with the call that meets it.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

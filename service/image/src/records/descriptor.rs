@@ -76,12 +76,15 @@ pub enum DescriptionKind {
         flock: Option<i32>,
         /// OFD locks (fcntl(2) F_OFD_SETLK).
         ofd_locks: Vec<FileLock>,
+        /// A lease (fcntl(2) F_SETLEASE): F_RDLCK or F_WRLCK.
+        lease: Option<i32>,
     },
     /// A file of /proc/PID of a member: opened in the members that hold it, when that member is there.
     ProcFile {
         /// The member it tells of.
         pid: Pid,
         /// Its path, with /proc/PID.
+        #[serde(with = "super::path")]
         path: std::path::PathBuf,
     },
     /// An end (or both, O_RDWR) of a pipe or FIFO, by the access mode.
@@ -99,6 +102,8 @@ pub enum DescriptionKind {
     Signalfd(super::SignalfdRecord),
     /// inotify(7).
     Inotify(super::InotifyRecord),
+    /// A pidfd of a process that ended and was waited for.
+    PidfdGone,
     /// pidfd_open(2): made in the members that hold it, when its target is there.
     Pidfd(super::PidfdRecord),
     /// memfd_create(2).

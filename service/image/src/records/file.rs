@@ -9,6 +9,7 @@ pub struct FileRecord {
     /// The unit in whose mount namespace `path` is to be looked up.
     pub unit: UnitIndex,
     /// Absolute path in that namespace, as /proc/PID/fd, maps or exe tell it, without ` (deleted)`.
+    #[serde(with = "super::path")]
     pub path: PathBuf,
     /// Device number of the file system (st_dev; btrfs: of the subvolume, so it changes at a restore).
     pub dev: u64,

@@ -17,6 +17,7 @@ mod descriptor;
 mod file;
 mod kinds;
 mod memory;
+mod path;
 mod process;
 mod signal;
 mod thread;
@@ -157,6 +158,7 @@ pub struct UnitRecord {
     /// Namespaces of its main process.
     pub namespaces: NamespaceRecord,
     /// Directories whose content is in `ephemeral/N.tar`, as the unit's processes see them.
+    #[serde(with = "path::list")]
     pub ephemeral: Vec<std::path::PathBuf>,
 }
 

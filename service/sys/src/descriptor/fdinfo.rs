@@ -84,6 +84,8 @@ pub struct LockLine {
     pub kind: LockKind,
     /// For writing, else for reading.
     pub write: bool,
+    /// A lease that its holder is asked to give back.
+    pub breaking: bool,
     /// First byte.
     pub start: u64,
     /// Last byte; `None` to the end of the file.
@@ -99,8 +101,10 @@ pub enum LockKind {
     Flock,
     /// F_OFD_SETLK: the description.
     Ofd,
-    /// F_SETLEASE, delegations, layouts.
+    /// F_SETLEASE: the description.
     Lease,
+    /// Delegations and layouts, of a file server.
+    Delegation,
 }
 
 /// Parses fdinfo. A line that is known but cannot be read is an error with that line.
@@ -197,16 +201,18 @@ fn parse_inotify(line: &str) -> Option<InotifyLine> {
 /// `1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
 fn parse_lock(value: &str) -> Option<LockLine> {
     let words: Vec<&str> = value.split_whitespace().collect();
-    let [_, kind, _, mode, .., start, end] = words.as_slice() else { return None };
+    let [_, kind, how, mode, .., start, end] = words.as_slice() else { return None };
     let kind = match *kind {
         "POSIX" => LockKind::Posix,
         "FLOCK" => LockKind::Flock,
         "OFDLCK" => LockKind::Ofd,
-        "LEASE" | "DELEG" | "LAYOUT" | "ACCESS" => LockKind::Lease,
+        "LEASE" => LockKind::Lease,
+        "DELEG" | "LAYOUT" | "ACCESS" => LockKind::Delegation,
         _ => return None,
     };
     let end = if *end == "EOF" { None } else { Some(end.parse().ok()?) };
-    Some(LockLine { kind, write: *mode == "WRITE", start: start.parse().ok()?, end })
+    let breaking = *how == "BREAKING" || *how == "BREAKER";
+    Some(LockLine { kind, write: *mode == "WRITE", breaking, start: start.parse().ok()?, end })
 }
 
 #[cfg(test)]

@@ -162,6 +162,36 @@ pub fn clock(id: i32) -> Result<u64> {
     Ok(Duration::from(now).as_nanos() as u64)
 }
 
+/// What kind of lease is held through a descriptor, or is to be left of it if it is being broken: F_RDLCK, F_WRLCK, F_UNLCK
+/// (fcntl(2), F_GETLEASE).
+pub fn lease(fd: BorrowedFd<'_>) -> Result<i32> {
+    // SAFETY: no memory is passed.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETLEASE) })
+}
+
+/// A pidfd of a process that has ended and was waited for.
+pub fn pidfd_gone() -> Result<OwnedFd> {
+    let mut pidfd: RawFd = -1;
+    let mut args = [0u64; 8]; // struct clone_args of Linux 5.3
+    args[0] = libc::CLONE_PIDFD as u64 | libc::CLONE_VFORK as u64;
+    args[1] = &raw mut pidfd as u64;
+    // SAFETY: args and pidfd outlive the call. The child has memory of its own and ends by the next system call, and since it has no exit
+    // signal only a wait with __WALL meets it.
+    let pid = unsafe {
+        let pid = libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args));
+        if pid == 0 {
+            libc::_exit(0);
+        }
+        Errno::result(pid)?
+    };
+    let pidfd = super::take_own(pidfd)?;
+    nix::sys::wait::waitpid(
+        nix::unistd::Pid::from_raw(pid as i32),
+        Some(nix::sys::wait::WaitPidFlag::__WALL),
+    )?;
+    Ok(pidfd)
+}
+
 /// Opens a file by its handle below a mount that `mount` lies on (open_by_handle_at(2), O_PATH). Errors: ESTALE if it is gone.
 pub fn open_handle(mount: BorrowedFd<'_>, kind: i32, bytes: &[u8]) -> Result<OwnedFd> {
     let mut handle = Vec::with_capacity(8 + bytes.len());

@@ -185,7 +185,10 @@ fn make(record: &FileRecord, file: FileId, host: &mut dyn Host) -> Result<OwnedF
         }
         (_, libc::S_IFREG) => nameless(&record.path).map_err(Error::call("open(O_TMPFILE)", &path))?,
         (_, libc::S_IFDIR) => return gone_directory(record),
-        _ => return mismatch(record, "had no name any more and is neither a file nor a directory"),
+        (_, libc::S_IFIFO) => return gone_fifo(record),
+        _ => {
+            return mismatch(record, "had no name any more and is neither a file nor a directory nor a FIFO");
+        }
     };
     ftruncate(&fd, record.size as i64).map_err(Error::call("ftruncate", &path))?;
     host.content(file, fd.as_fd()).map_err(Error::Host)?;
@@ -216,16 +219,33 @@ fn nameless(path: &Path) -> Result<OwnedFd, Errno> {
     Err(last)
 }
 
-/// A directory that was removed while it was open: made and removed again.
-fn gone_directory(record: &FileRecord) -> Result<OwnedFd, Error> {
+/// What is made at a name that nobody knows, opened, and loses the name again.
+fn make_and_remove(
+    record: &FileRecord,
+    flags: OFlag,
+    make: impl FnOnce(&Path) -> nix::Result<()>,
+    remove: nix::unistd::UnlinkatFlags,
+) -> Result<OwnedFd, Error> {
     let path = record.path.display();
     let parent = record.path.parent().filter(|dir| dir.is_dir()).unwrap_or(Path::new("/tmp"));
     let name = parent.join(format!(".ckpt-gone-{}", std::process::id()));
-    nix::unistd::mkdir(&name, Mode::from_bits_retain(0o700)).map_err(Error::call("mkdir", &path))?;
-    let fd = open(&name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    let removed = nix::unistd::unlinkat(AT_FDCWD, &name, nix::unistd::UnlinkatFlags::RemoveDir);
+    make(&name).map_err(Error::call("make", &path))?;
+    let fd = open(&name, flags | OFlag::O_CLOEXEC, Mode::empty());
+    let removed = nix::unistd::unlinkat(AT_FDCWD, &name, remove);
     let fd = fd.map_err(Error::call("open", &path))?;
-    removed.map_err(Error::call("rmdir", &path))?;
+    removed.map_err(Error::call("unlink", &path))?;
     own(&fd, record)?;
     Ok(fd)
+}
+
+/// A directory that was removed while it was open: made and removed again.
+fn gone_directory(record: &FileRecord) -> Result<OwnedFd, Error> {
+    let make = |name: &Path| nix::unistd::mkdir(name, Mode::from_bits_retain(0o700));
+    make_and_remove(record, OFlag::O_DIRECTORY, make, nix::unistd::UnlinkatFlags::RemoveDir)
+}
+
+/// The same of a FIFO.
+fn gone_fifo(record: &FileRecord) -> Result<OwnedFd, Error> {
+    let make = |name: &Path| nix::unistd::mkfifo(name, Mode::from_bits_retain(0o600));
+    make_and_remove(record, OFlag::O_RDWR | OFlag::O_NONBLOCK, make, nix::unistd::UnlinkatFlags::NoRemoveDir)
 }

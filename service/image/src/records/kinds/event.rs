@@ -67,6 +67,7 @@ pub struct InotifyWatch {
     /// Watch descriptor.
     pub wd: i32,
     /// The file, as a path in the unit's mount namespace.
+    #[serde(with = "crate::records::path")]
     pub path: PathBuf,
     /// IN_* bits.
     pub mask: u32,

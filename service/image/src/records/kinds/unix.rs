@@ -29,6 +29,7 @@ pub struct UnixName {
     /// sun_path as given to bind(2), without the trailing zero; an abstract name begins with one.
     pub bytes: Vec<u8>,
     /// The directory that a relative path is relative to.
+    #[serde(with = "crate::records::path::option")]
     pub directory: Option<PathBuf>,
     /// The socket's node in the file system; `None` if it is gone or was never there.
     pub node: Option<UnixNode>,
