@@ -154,9 +154,14 @@ pub(super) fn read(fd: BorrowedFd<'_>, family: i32, protocol: i32) -> Result<Vec
     Ok(options)
 }
 
+fn is_filter(option: &SocketOption) -> bool {
+    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER)
+}
+
 /// Sets what differs, but not the filter. Errors with the option they are of.
 pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), (SocketOption, Errno)> {
-    for option in options.iter().filter(|option| option.name != libc::SO_ATTACH_FILTER) {
+    // The numbers of options are those of their level only: IPV6_V6ONLY is SO_ATTACH_FILTER of another.
+    for option in options.iter().filter(|option| !is_filter(option)) {
         let now = socket::option(fd, option.level, option.name, option.value.len().max(16));
         if now.as_ref() == Ok(&option.value) {
             continue;
@@ -168,9 +173,7 @@ pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), 
 
 /// Sets the filter, once all data is in place.
 pub(super) fn apply_filter(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), Errno> {
-    let filter = options
-        .iter()
-        .find(|option| (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+    let filter = options.iter().find(|option| is_filter(option));
     filter.map_or(Ok(()), |option| socket::set_filter(fd, &option.value))
 }
 
@@ -211,6 +214,9 @@ mod tests {
             socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).unwrap();
             socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, 100_000).unwrap();
             socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, 3).unwrap();
+            if family == libc::AF_INET6 {
+                socket::set_int_option(old.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
+            }
             if protocol == libc::IPPROTO_TCP {
                 socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
                 socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77).unwrap();

@@ -267,9 +267,15 @@ mod tests {
                 "lock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF\nlock:\t2: POSIX  ADVISORY  READ 359 00:13:11691 10 19\nlock:\t1: OFDLCK ADVISORY  WRITE -1 00:23:2 0 EOF\n",
                 FdInfo {
                     locks: vec![
-                        LockLine { kind: LockKind::Flock, write: true, start: 0, end: None },
-                        LockLine { kind: LockKind::Posix, write: false, start: 10, end: Some(19) },
-                        LockLine { kind: LockKind::Ofd, write: true, start: 0, end: None },
+                        LockLine { kind: LockKind::Flock, write: true, breaking: false, start: 0, end: None },
+                        LockLine {
+                            kind: LockKind::Posix,
+                            write: false,
+                            breaking: false,
+                            start: 10,
+                            end: Some(19),
+                        },
+                        LockLine { kind: LockKind::Ofd, write: true, breaking: false, start: 0, end: None },
                     ],
                     ..Default::default()
                 },

@@ -184,7 +184,7 @@ pub fn pidfd_gone() -> Result<OwnedFd> {
         }
         Errno::result(pid)?
     };
-    let pidfd = super::take_own(pidfd)?;
+    let pidfd = owned(pidfd.into())?;
     nix::sys::wait::waitpid(
         nix::unistd::Pid::from_raw(pid as i32),
         Some(nix::sys::wait::WaitPidFlag::__WALL),
