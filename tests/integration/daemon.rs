@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daemon-killed-in-restores", killed_in_restores).limit(180),
         test("daemon-stopped-in-a-checkpoint", stopped_in_a_checkpoint),
         test("group-late-unit", a_unit_that_joins_later_gets_the_library).limit(90),
+        test("group-first-start", units_have_the_library_from_their_first_start),
         test("group-of-one", a_service_is_a_group_of_one),
         test("group-on-failure", a_failed_unit_is_restored).limit(90),
         test("group-bad-file", a_bad_file_is_told_with_its_place),
@@ -116,6 +117,36 @@ fn a_unit_that_joins_later_gets_the_library(name: &str) {
     });
     must(&["ckptctl", "disable", name]);
     assert!(!Path::new(&format!("/etc/systemd/system/{unit}.d")).exists());
+}
+
+/// A unit that is added and started at once, and an instance of a template, have the library at their first start, whether ckptd has seen
+/// them or not; and nothing is left of that.
+fn units_have_the_library_from_their_first_start(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    // What the daemon would do is not to be what is tested.
+    must(&["systemctl", "kill", "--signal=STOP", "ckptd.service"]);
+    let plain = group.write_unit("plain", "/bin/sleep 1000", "");
+    let template = group.write_unit("many@", "/bin/sleep 1000", "Environment=LD_PRELOAD=libm.so.6");
+    let instance = template.replace('@', "@one");
+    for unit in [&plain, &instance] {
+        must(&["systemctl", "start", unit]);
+        let maps = fs::read_to_string(format!("/proc/{}/maps", main_pid(unit))).unwrap_or_default();
+        assert!(!maps.is_empty());
+        eventually("the library in the process", 5, || {
+            let maps = fs::read_to_string(format!("/proc/{}/maps", main_pid(unit))).unwrap_or_default();
+            maps.contains("libckpt_preload.so").then_some(())
+        });
+    }
+    assert!(property(&instance, "Environment").contains("libm.so.6:"));
+    must(&["systemctl", "kill", "--signal=CONT", "ckptd.service"]);
+    assert_eq!(group.checkpoint(&[])["processes"], 2);
+    must(&["ckptctl", "disable", name]);
+    for unit in [&plain, &instance] {
+        assert!(!property(unit, "DropInPaths").contains("50-ckpt.conf"), "{unit}");
+    }
+    let left = must(&["find", "/run/systemd", "/etc/systemd", "-name", "50-ckpt.conf"]);
+    assert_eq!(left.lines().filter(|l| l.contains(name)).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 fn a_service_is_a_group_of_one(name: &str) {

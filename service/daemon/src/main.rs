@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ckpt_engine::Group;
 use ckpt_engine::config::Settings;
 use ckpt_engine::local::LocalEngine;
 use ckptd::bus::{self, error::BusError, introspect};
 use ckptd::service::Service;
-use ckptd::systemd::Systemd;
-use ckptd::{journal, settings};
+use ckptd::systemd::{Systemd, generator};
+use ckptd::{groups, journal, settings};
 use libsystemd::daemon::{NotifyState, notify, watchdog_enabled};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -21,13 +22,15 @@ const SIGNALS: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 const LIB: &str = "/usr/lib/ckpt";
 const ETC: &str = "/etc/ckpt";
 
-const USAGE: &str = "usage: ckptd [--print-introspection [INTERFACE] | --thaw | --version | --help]
+const USAGE: &str =
+    "usage: ckptd [--print-introspection [INTERFACE] | --thaw | --generate DIR | --version | --help]
 
 The checkpoint daemon: serves org.ckpt on the system bus. systemd starts it (ckptd.service), and so does the
 first call to org.ckpt. Without an option it runs; it must be root.
 
   --print-introspection   print the D-Bus introspection XML of all interfaces, or of INTERFACE
   --thaw                  thaw what a ckptd that ended left frozen, and exit
+  --generate DIR          write the drop-ins of enabled groups into DIR, for systemd.generator(7), and exit
   --version               print the version
   --help                  print this
 
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     match args.as_slice() {
         [] => run(),
         ["--thaw"] => thaw(),
+        ["--generate", into] => generate(Path::new(into)),
         ["--help" | "-h"] => print(USAGE),
         ["--version" | "-V"] => print(&format!("ckptd {}", env!("CARGO_PKG_VERSION"))),
         ["--print-introspection"] => print(introspect::all().trim_end()),
@@ -47,6 +51,20 @@ fn main() -> ExitCode {
             None => usage(&format!("there is no interface {interface}")),
         },
         [other, ..] => usage(&format!("{other}: unknown option")),
+    }
+}
+
+/// What systemd's generator runs: it must end soon, and ask nobody.
+fn generate(into: &Path) -> ExitCode {
+    let (settings, _) = settings::load(Path::new(LIB), Path::new(ETC));
+    let (groups, _) = groups::load::all(&Path::new(ETC).join("groups.d"));
+    let groups: Vec<_> = groups.into_iter().map(|(name, config)| Group { name, config }).collect();
+    match generator::write(&groups, &settings.libdir.join("libckpt_preload.so"), into) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("ckpt-generator: {e}");
+            ExitCode::FAILURE
+        }
     }
 }
 

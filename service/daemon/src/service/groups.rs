@@ -184,8 +184,9 @@ impl Service {
         }
         let old = group.clone();
         self.blocking(move |service| {
-            service.host.remove(&old)?;
-            groups::file::remove(&service.groups_dir, &old.name)
+            // The file first: systemd's reload, by which the drop-ins go, asks our generator, which reads it.
+            groups::file::remove(&service.groups_dir, &old.name)?;
+            service.host.remove(&old)
         })
         .await??;
         if let Some(known) = self.state().groups.get_mut(name) {

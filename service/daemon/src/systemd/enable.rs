@@ -10,6 +10,9 @@ use super::bridge::failed;
 use super::list;
 use super::{Systemd, dropin};
 
+/// Where systemd lets generators write (systemd.generator(7)).
+const GENERATED: &str = "/run/systemd/generator";
+
 /// The inode number of the top of every subvolume (BTRFS_FIRST_FREE_OBJECTID).
 const SUBVOLUME_INODE: u64 = 256;
 
@@ -71,7 +74,8 @@ impl Systemd {
         for unit in &units {
             dropin::remove(&self.etc, unit, dropin::ENABLED)?;
         }
-        match units.is_empty() {
+        let generated = dropin::units_with(Path::new(GENERATED), dropin::ENABLED, Some(&group.name));
+        match units.is_empty() && generated.is_empty() {
             true => Ok(()),
             false => self.bridge.run(self.bridge.reload()),
         }

@@ -9,6 +9,7 @@ mod bridge;
 pub mod dropin;
 mod enable;
 mod features;
+pub mod generator;
 mod list;
 mod proxy;
 mod shelter;
