@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ckpt_engine::capture::memory::{Everything, Member, Plan};
+use ckpt_engine::capture::memory::{Member, Plan, SpaceInput};
 use ckpt_engine::capture::{Files, Objects};
 use ckpt_image::records::{SpaceId, UnitIndex};
 use ckpt_image::{PageReader, PagesWriter};
@@ -48,9 +48,10 @@ fn round(pid: Pid) -> [f64; 6] {
     let member = Member { pid: pid.as_raw(), tid: pid.as_raw(), unit: UnitIndex(0), unit_name: "" };
     let (plan, prepare) = timed(|| Plan::prepare(&[member]).expect("a victim that can be captured"));
     let (mut files, mut objects) = (Files::new(vec![], vec![]), Objects::new());
-    let mut capture = plan.begin(Box::new(Everything));
+    let mut capture = plan.begin();
     let (_, space) = timed(|| {
-        capture.space(&member, SpaceId(0), 0, &[], &mut files, &mut objects).expect("a stopped victim")
+        let input = SpaceInput::whole(SpaceId(0), 0, &[]);
+        capture.space(&member, input, &mut files, &mut objects).expect("a stopped victim")
     });
     let (copied, copy) = timed(|| capture.copy(None).expect("a stopped victim"));
     let (_, write) = timed(|| {

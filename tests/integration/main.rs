@@ -10,6 +10,7 @@ mod cases;
 mod daemon;
 mod databases;
 mod fixture;
+mod incremental;
 mod pids;
 mod runner;
 mod services;
@@ -31,5 +32,6 @@ fn main() -> ExitCode {
     tests.extend(services::tests());
     tests.extend(databases::tests());
     tests.extend(apps::tests());
+    tests.extend(incremental::tests());
     runner::run(&tests, std::env::args().skip(1).collect())
 }

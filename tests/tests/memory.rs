@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ckpt_engine::capture::memory::{Everything, Member, Plan};
+use ckpt_engine::capture::memory::{Member, Plan, SpaceInput};
 use ckpt_engine::capture::{Files, Objects};
 use ckpt_engine::rebuild;
 use ckpt_engine::rebuild::content::Contents;
@@ -217,10 +217,11 @@ fn capture(pid: i32, brk: u64, ours: &[AddrRange], dir: &Path) -> Image {
     let plan = Plan::prepare(&[member]).unwrap();
     assert_eq!(plan.problems(), []);
     let (mut files, mut objects) = (Files::new(vec![], vec![]), Objects::new());
-    let mut capture = plan.begin(Box::new(Everything));
-    let space = capture.space(&member, SpaceId(0), brk, ours, &mut files, &mut objects).unwrap();
+    let mut capture = plan.begin();
+    let space =
+        capture.space(&member, SpaceInput::whole(SpaceId(0), brk, ours), &mut files, &mut objects).unwrap();
     assert_eq!(capture.problems(), []);
-    capture.contents(&files, &objects).unwrap();
+    capture.contents(&files, &objects, None).unwrap();
     let copied = capture.copy(None).unwrap();
     let mut writer = PagesWriter::create(dir).unwrap();
     assert!(copied.write(&mut writer, |_| true).unwrap());

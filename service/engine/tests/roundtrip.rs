@@ -3,7 +3,7 @@
 //! Runs without systemd, in a cgroup of its own; as root only. A program without the test harness, because the rebuild needs a
 //! process of one thread: the test starts itself again as `rebuild` for that, in the place of ckpt-restore.
 //!
-//! `roundtrip [NAME]…` runs the cases named; `CKPT_KEEP=1` keeps the images.
+//! `roundtrip [NAME]…` runs the cases named; `CKPT_KEEP=1` keeps the images, `CKPT_TRACKER=none` (or another) chooses the tracker.
 
 use std::fs;
 use std::io::Write;
@@ -13,14 +13,18 @@ use std::time::{Duration, Instant};
 
 use ckpt_engine::capture::Members;
 use ckpt_engine::capture::session::Capture;
-use ckpt_engine::config::GroupConfig;
+use ckpt_engine::config::{GroupConfig, TrackerChoice};
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
+use ckpt_engine::track::{self, Chain};
 use ckpt_engine::{Event, Group, Job, Stage, Unit};
 use ckpt_sys::cgroup::{self, Cgroup};
 use ckpt_sys::seize;
 use ckpt_sys::thread::Deadline;
 
 type Outcome = Result<(), String>;
+
+/// Images of a chain: a full and incrementals.
+const LINKS: usize = 3;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
 const VICTIMS: [&str; 13] = [
@@ -84,6 +88,12 @@ fn rebuild() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// The tracker to use.
+fn tracker() -> TrackerChoice {
+    let name = std::env::var("CKPT_TRACKER").unwrap_or_else(|_| "auto".into());
+    serde_json::from_value(name.into()).expect("CKPT_TRACKER names a tracker")
+}
+
 /// Nobody waits for the job.
 struct Nobody;
 
@@ -109,7 +119,6 @@ impl Scratch {
         let unique = format!("ckpt-roundtrip-{}-{name}", std::process::id());
         fs::create_dir(cgroup::mount_point().unwrap().join(&unique)).unwrap();
         let dir = std::env::temp_dir().join(&unique);
-        fs::create_dir_all(dir.join("image")).unwrap();
         fs::create_dir_all(dir.join("data")).unwrap();
         Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None }
     }
@@ -141,29 +150,46 @@ impl Scratch {
         }
     }
 
-    /// Captures everything in the cgroup into the image and kills it at that instant.
+    /// Captures everything in the cgroup into a chain, a full and incrementals, and kills it at the instant of the last one.
     fn checkpoint(&self, main: i32) -> Outcome {
         let text = |e: &dyn std::error::Error| ckpt_engine::error::with_sources(e);
-        let deadline = Deadline::after(Duration::from_secs(10));
+        let deadline = Deadline::after(Duration::from_secs(20));
         let group = Group { name: "test".into(), config: GroupConfig::default() };
-        let directory = self.dir.join("image");
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir(&directory).map_err(|e| e.to_string())?;
-        let capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
-        let seized = seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
-        let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
-        let captured = capture.take(&mut members, &directory, deadline);
-        let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
-        self.cgroup.kill().map_err(|e| text(&e))?;
-        drop(members);
-        reap();
-        captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
-        let gone = |pid| !Path::new(&format!("/proc/{pid}")).exists();
-        until("all are gone", || {
-            reap();
-            before.iter().all(|m| gone(m.pid))
-        });
+        let mut chain = Chain::new(track::choose(tracker()).map_err(|e| text(&e))?);
+        for link in 0..LINKS {
+            let directory = self.image(link);
+            let _ = fs::remove_dir_all(&directory);
+            fs::create_dir(&directory).map_err(|e| e.to_string())?;
+            let capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
+            let seized =
+                seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
+            let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
+            let captured = capture.take(&mut members, chain, &directory, deadline);
+            let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
+            let last = link + 1 == LINKS;
+            if last {
+                self.cgroup.kill().map_err(|e| text(&e))?;
+                drop(members);
+                reap();
+            } else {
+                members.release().map_err(|e| text(&e))?;
+            }
+            let written = captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
+            println!("    {} pages, {} bytes", written.pages, written.files["pages"].bytes);
+            chain = written.chain;
+            chain.parent = Some(Default::default()); // the names are not looked at here
+            let gone = |pid| !Path::new(&format!("/proc/{pid}")).exists();
+            until("all are gone", || {
+                reap();
+                !last || before.iter().all(|m| gone(m.pid))
+            });
+        }
         self.copy("data", "snapshot")
+    }
+
+    /// The directory of one image of the chain.
+    fn image(&self, link: usize) -> PathBuf {
+        self.dir.join(format!("image{link}"))
     }
 
     /// In the place of a snapshot: the files as they were when all stood still.
@@ -178,7 +204,11 @@ impl Scratch {
     fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
-        let request = Request { chain: vec![self.dir.join("image")], units, own_pids: false };
+        let request = Request {
+            chain: (0..LINKS).rev().map(|link| self.image(link)).collect(),
+            units,
+            own_pids: false,
+        };
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command
             .arg("rebuild")

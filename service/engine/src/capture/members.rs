@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use ckpt_image::records::{
     FileId, FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord,
 };
+use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::task::Shared;
 use ckpt_sys::thread::Deadline;
@@ -113,6 +114,11 @@ impl Members {
     /// Holds all members until something kills them, or lets them go on when `give_up` says so.
     pub fn hold_until_end(self, mut give_up: impl FnMut() -> bool) {
         self.members.into_iter().for_each(|member| member.live.hold_until_end(&mut give_up));
+    }
+
+    /// A member, to run batches in it.
+    pub fn live(&mut self, pid: TaskId) -> Option<&mut Live> {
+        self.members.iter_mut().map(|member| &mut member.live).find(|live| live.pid() == pid)
     }
 
     /// Threads of all members.

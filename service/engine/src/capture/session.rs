@@ -16,13 +16,14 @@ use ckpt_sys::thread::Deadline;
 use super::ephemeral;
 use super::family::namespaces;
 use super::members::{self, Members};
-use super::memory::{self, Copied, Everything, Plan};
+use super::memory::{self, Copied, Plan, SpaceInput};
 use super::sysv;
 use super::{Files, Objects};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::storage::Subvolume;
+use crate::track::{Chain, SpaceKey, WatchedSpace};
 use crate::{check, machine};
 
 /// A capture that is prepared.
@@ -38,6 +39,7 @@ pub struct Capture {
 pub struct Captured {
     image: GroupImage,
     copied: Copied,
+    chain: Chain,
 }
 
 /// What was written.
@@ -52,6 +54,8 @@ pub struct Written {
     pub files: BTreeMap<String, Digest>,
     /// uname(2) release.
     pub kernel: String,
+    /// The watches, which know from now on what is written after this image.
+    pub chain: Chain,
 }
 
 impl Capture {
@@ -77,12 +81,14 @@ impl Capture {
         &self.units
     }
 
-    /// Takes everything that is in the window. Archives of ephemeral files go into `directory`, not synced yet.
+    /// Takes everything that is in the window. Archives of ephemeral files go into `directory`, not synced yet. Pages that were not
+    /// written since the chain's parent stay there; without a parent all pages are taken.
     ///
     /// Errors: NotCheckpointable with what was met that cannot be captured; FreezeTimeout past the deadline.
     pub fn take(
         mut self,
         members: &mut Members,
+        mut chain: Chain,
         directory: &Path,
         deadline: Deadline,
     ) -> Result<Captured, Error> {
@@ -99,23 +105,45 @@ impl Capture {
         let open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
         refuse(group, &open.problems)?;
 
-        let mut memory = self.plan.begin(Box::new(Everything));
+        let mut memory = self.plan.begin();
+        let keys: Vec<_> = people.spaces.iter().map(|facts| SpaceKey::of(facts.pid)).collect();
+        let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(failed)?;
+        // What is watched no more makes room first: a space can have one userfaultfd only.
+        chain.spaces.retain(|key, _| keys.contains(key));
         let mut spaces = Vec::with_capacity(people.spaces.len());
-        for (index, facts) in people.spaces.iter().enumerate() {
+        for (index, (facts, key)) in people.spaces.iter().zip(keys).enumerate() {
             in_time(group, deadline)?;
             let (id, name) = (SpaceId(index as u32), &self.units[facts.unit.index()].name);
             let pid = facts.pid.as_raw();
+            let live = members.live(facts.pid).ok_or_else(|| failed(ckpt_sys::Error::Gone(facts.pid)))?;
+            let mut watched = match chain.spaces.remove(&key) {
+                Some(watched) => watched,
+                None => {
+                    let watch = chain.tracker.watch(live, deadline).map_err(failed)?;
+                    WatchedSpace { stored: None, watch }
+                }
+            };
             let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
-            let ours = facts.runner.as_slice();
+            let input = SpaceInput {
+                id,
+                brk: facts.layout.brk,
+                ours: &facts.runner,
+                watch: watched.watch.as_deref_mut().map(|watch| watch as _),
+                parent: watched.stored.filter(|_| chain.parent.is_some()),
+            };
             let space = memory
-                .space(&member, id, facts.layout.brk, ours, &mut self.files, &mut self.objects)
+                .space(&member, input, &mut self.files, &mut self.objects)
                 .map_err(|e| e.for_group(group))?;
+            if let Some(watch) = &mut watched.watch {
+                watch.settle(live, deadline).map_err(failed)?;
+            }
             spaces.push(space);
+            chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
         }
         refuse(group, memory.problems())?;
         let (sysv, problems) = sysv::look(&people.living, |unit| self.units[unit.index()].name.clone())?;
         refuse(group, &problems)?;
-        memory.contents(&self.files, &self.objects).map_err(|e| e.for_group(group))?;
+        memory.contents(&self.files, &self.objects, Some(&chain)).map_err(|e| e.for_group(group))?;
         archive_ephemeral(&mut self.units, directory)?;
         let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
@@ -143,13 +171,13 @@ impl Capture {
             clocks,
             kernel,
         };
-        Ok(Captured { image, copied })
+        Ok(Captured { image, copied, chain })
     }
 }
 
 impl Captured {
     /// Writes the files of the image and fsyncs them. Errors: NoSpace, Canceled, Io.
-    pub fn write(self, directory: &Path, job: &dyn Job) -> Result<Written, Error> {
+    pub fn write(mut self, directory: &Path, job: &dyn Job) -> Result<Written, Error> {
         let total = self.copied.bytes();
         let mut pages = PagesWriter::create(directory)?;
         let complete = self.copied.write(&mut pages, |done| {
@@ -160,6 +188,7 @@ impl Captured {
             return Err(Error::Canceled);
         }
         let summary = pages.finish()?;
+        self.chain.contents = self.copied.hashes(&self.chain);
         let mut files = BTreeMap::new();
         files.insert(PAGES_FILE.to_owned(), summary.pages);
         files.insert(INDEX_FILE.to_owned(), summary.index);
@@ -172,6 +201,7 @@ impl Captured {
             pages: summary.pages_written,
             files,
             kernel: self.image.kernel.release,
+            chain: self.chain,
         })
     }
 }

@@ -8,17 +8,18 @@
 
 use std::path::{Path, PathBuf};
 
-use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntry, Tracker, UnitEntry};
+use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntry, UnitEntry};
 use ckpt_sys::cgroup::Cgroup;
 use ulid::Ulid;
 
 use super::window::{Still, Window, paired};
-use super::{LocalEngine, describe};
-use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Mode, Severity, Stage, Unit};
+use super::{LocalEngine, chain, describe};
+use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Severity, Stage, Unit};
 use crate::capture::{Capture, Captured, Written};
 use crate::check;
 use crate::error::{Error, with_sources};
 use crate::storage::{Prepared, Taken};
+use crate::track::Chain;
 
 /// Takes a checkpoint of a group.
 pub fn run(
@@ -28,9 +29,6 @@ pub fn run(
     job: &dyn Job,
 ) -> Result<CheckpointInfo, Error> {
     job.stage(Stage::Checking);
-    if request.mode == Mode::Incremental {
-        return Err(Error::Unsupported("incremental checkpoints; take a full one".into()));
-    }
     let units = engine.units.units(group)?;
     let (subvolumes, problems) = check::group(&engine.place()?, group, &units)?;
     if problems.iter().any(|p| p.severity == Severity::Error) {
@@ -45,6 +43,8 @@ pub fn run(
     let staging = Staging::begin(engine, &group.name, id)?;
     let prepared = Prepared::new(&engine.place()?, &subvolumes, &group.name, &id.to_string())?;
     let capture = Capture::prepare(group, &units, &subvolumes)?;
+    let chain = chain::begin(engine, group, request.mode)?;
+    let parent = chain.parent;
     let records = capture.units().to_vec();
     canceled(job)?;
 
@@ -63,32 +63,35 @@ pub fn run(
     };
     let mut still = window.begin()?;
     job.stage(Stage::Frozen);
-    let taken = capture_paired(capture, &mut still, prepared, &staging.path);
-    let draft = Draft { id, group, request, units: &units, instant: still.instant };
+    let taken = capture_paired(capture, chain, &mut still, prepared, &staging.path);
+    let draft = Draft { id, group, request, units: &units, instant: still.instant, parent };
     if request.stop {
         let freeze_usec = micros(still.since.elapsed());
         let (captured, taken) = taken?;
-        let manifest = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
+        let (manifest, _) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
         end(engine, &units, still)?;
         return Ok(describe::info(&manifest));
     }
     let freeze_usec = micros(still.end()?);
     let (captured, taken) = taken?;
     job.captured(&id.to_string());
-    let manifest = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
+    let (manifest, mut chain) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
+    chain.parent = Some(manifest.id);
+    engine.keep_chain(&group.name, chain);
     Ok(describe::info(&manifest))
 }
 
 /// Captures in the window, with the snapshots beside it. On failure the snapshots are gone; the caller ends the window.
 fn capture_paired<'s>(
     capture: Capture,
+    chain: Chain,
     still: &mut Still,
     prepared: Prepared<'s>,
     directory: &Path,
 ) -> Result<(Captured, Taken<'s>), Error> {
     let deadline = still.deadline;
     let members = &mut still.members;
-    paired(prepared, || capture.take(members, directory, deadline))
+    paired(prepared, || capture.take(members, chain, directory, deadline))
 }
 
 /// What the manifest says besides what is measured and written.
@@ -98,6 +101,7 @@ struct Draft<'a> {
     request: &'a CheckpointRequest,
     units: &'a [Unit],
     instant: jiff::Timestamp,
+    parent: Option<Ulid>,
 }
 
 /// Writes the image and makes it a checkpoint.
@@ -109,25 +113,30 @@ fn commit(
     taken: Taken<'_>,
     freeze_usec: u64,
     job: &dyn Job,
-) -> Result<Manifest, Error> {
+) -> Result<(Manifest, Chain), Error> {
     job.stage(Stage::Writing);
     let written = captured.write(&staging.path, job)?;
     let snapshots = taken.make_durable()?;
-    let manifest = manifest(draft, written, snapshots, freeze_usec);
+    let (manifest, chain) = manifest(draft, written, snapshots, freeze_usec);
     manifest.commit(&staging.path)?;
     crate::store::sync_directory(&engine.settings.store.join(&manifest.group))?;
     taken.keep();
     staging.keep();
-    Ok(manifest)
+    Ok((manifest, chain))
 }
 
-fn manifest(draft: Draft<'_>, written: Written, snapshots: Vec<SnapshotEntry>, freeze_usec: u64) -> Manifest {
-    Manifest {
+fn manifest(
+    draft: Draft<'_>,
+    written: Written,
+    snapshots: Vec<SnapshotEntry>,
+    freeze_usec: u64,
+) -> (Manifest, Chain) {
+    let manifest = Manifest {
         version: MANIFEST_VERSION,
         id: draft.id,
         group: draft.group.name.clone(),
-        kind: Kind::Full,
-        parent: None,
+        kind: if draft.parent.is_some() { Kind::Incremental } else { Kind::Full },
+        parent: draft.parent,
         created: draft.instant,
         freeze_usec,
         processes: written.processes,
@@ -136,7 +145,7 @@ fn manifest(draft: Draft<'_>, written: Written, snapshots: Vec<SnapshotEntry>, f
         image_bytes: written.files.values().map(|d| d.bytes).sum(),
         snapshots,
         state: CheckpointState::Durable,
-        tracker: Tracker::None,
+        tracker: written.chain.tracker.kind(),
         description: draft.request.description.clone(),
         tags: draft.request.tags.clone(),
         units: draft
@@ -146,7 +155,8 @@ fn manifest(draft: Draft<'_>, written: Written, snapshots: Vec<SnapshotEntry>, f
             .collect(),
         files: written.files,
         kernel: written.kernel,
-    }
+    };
+    (manifest, written.chain)
 }
 
 /// Ends the group where it stands: systemd is told first, so that nothing restarts it, then its processes are killed.

@@ -1,5 +1,6 @@
 //! The engine of this machine: the real one.
 
+mod chain;
 mod checkpoint;
 mod delete;
 mod describe;
@@ -12,8 +13,9 @@ mod restore;
 mod verify;
 mod window;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::api::{
     CheckpointInfo, CheckpointRequest, Decision, Engine, Event, Group, Job, Problem, RestoreInfo,
@@ -24,24 +26,37 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::storage::{self, Place};
 use crate::store::Store;
+use crate::track::Chain;
 
 /// Checkpoints and restores the groups of this machine.
 pub struct LocalEngine {
     settings: Settings,
     store: Store,
     units: Arc<dyn Units>,
+    /// By group: what is watched since its last durable checkpoint. Taken out by whatever works on the group.
+    chains: Mutex<HashMap<String, Chain>>,
 }
 
 impl LocalEngine {
     /// An engine with these settings, on this systemd. Nothing is touched yet.
     pub fn new(settings: Settings, units: Arc<dyn Units>) -> Self {
         let store = Store::new(settings.store.clone());
-        Self { settings, store, units }
+        Self { settings, store, units, chains: Mutex::default() }
     }
 
     /// Where snapshots lie.
     fn place(&self) -> Result<Place, Error> {
         Place::new(&self.settings)
+    }
+
+    /// Takes a group's watches out; what works with them puts them back if all went well.
+    fn take_chain(&self, group: &str) -> Option<Chain> {
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner).remove(group)
+    }
+
+    /// Puts them back: the next checkpoint may rest on the one that they name.
+    fn keep_chain(&self, group: &str, chain: Chain) {
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), chain);
     }
 
     /// The subvolumes that the checkpoints of a group have snapshots of: those of its configuration may have changed since.
@@ -65,7 +80,11 @@ impl Engine for LocalEngine {
     }
 
     fn restore(&self, group: &Group, request: &RestoreRequest, job: &dyn Job) -> Result<RestoreInfo, Error> {
-        restore::run(self, group, request, job)
+        let restored = restore::run(self, group, request, job);
+        if restored.is_ok() {
+            drop(self.take_chain(&group.name)); // the processes that were watched are gone
+        }
+        restored
     }
 
     fn check(&self, group: &Group) -> Result<Vec<Problem>, Error> {

@@ -10,6 +10,7 @@
 //! fork made and what an exec made are stored by construction. A watch whose checkpoint did not become durable is dropped:
 //! what it armed is not stored anywhere.
 
+mod chain;
 mod compare;
 mod soft_dirty;
 mod watched;
@@ -28,6 +29,7 @@ use ckpt_sys::{AddrRange, Error as SysError};
 use crate::config::TrackerChoice;
 use crate::error::Error;
 
+pub use chain::{Chain, ContentHashes, Identity, SpaceKey, WatchedSpace};
 pub use watched::{Watched, is_watched};
 
 /// A way to know which pages were written.

@@ -7,9 +7,11 @@
 //!                     Capture::copy     all pages into the arena, on two processors                     ┘
 //! after the thaw      Copied::write     the arena into `pages`; zero pages and checksums are found here
 //! ```
-//! Which of a space's own pages are copied inside the window is up to a [`Selection`]: all of them, or what a tracker says.
+//! What a space's [`Watch`](crate::track::Watch) says was not written since the parent stays with the parent; so do pages of shared
+//! objects and unlinked files whose hash is as it was.
 
 mod classify;
+mod contents;
 mod copy;
 mod files;
 mod plan;
@@ -17,24 +19,21 @@ mod space;
 mod write;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use ckpt_image::Container;
-use ckpt_image::records::{FileId, SpaceId, UnitIndex};
-use ckpt_sys::AddrRange;
+use ckpt_image::records::{FileId, UnitIndex};
 use ckpt_sys::arena::Arena;
-use ckpt_sys::maps::Mapping;
 
 use self::copy::{Piece, Source};
-use super::files::data_ranges;
 use super::{Files, Objects};
+use crate::track::{Chain, Identity};
 use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
 pub use plan::{Plan, Survey, survey};
+pub use space::SpaceInput;
 pub use write::Copied;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
@@ -129,19 +128,16 @@ impl MemoryError {
     }
 }
 
-/// Chooses, in the window, which of the pages that a mapping owns are copied there.
-pub trait Selection: Send {
-    /// Takes away from `own` (ascending) what need not be copied: it is in the parent image and was not written since, or was
-    /// copied before the window.
-    fn select(&mut self, space: SpaceId, mapping: &Mapping, own: &mut Vec<AddrRange>);
-}
-
-/// Every page: a full image, copied in the window.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Everything;
-
-impl Selection for Everything {
-    fn select(&mut self, _: SpaceId, _: &Mapping, _: &mut Vec<AddrRange>) {}
+/// What an incremental's image tells of a container besides the pages that it stores.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub container: Container,
+    /// The container of the parent image that has the pages.
+    pub inherits: Option<Container>,
+    /// Pages that are as the parent has them: first, count.
+    pub parents: Vec<(u64, u64)>,
+    /// Device and inode number, where the content is compared by hashes.
+    pub identity: Option<Identity>,
 }
 
 /// A mapped file by what maps shows of it.
@@ -158,10 +154,10 @@ struct Shown {
 /// The window's stage. Made by [`Plan::begin`].
 pub struct Capture {
     arena: Arena,
-    selection: Box<dyn Selection>,
     shm_dev: (u32, u32),
     sources: Vec<Source>,
     pieces: Vec<Piece>,
+    told: Vec<Told>,
     /// Mapped files that were met, so that each is opened once.
     known: HashMap<Shown, FileId>,
     problems: Vec<Problem>,
@@ -178,35 +174,22 @@ impl Capture {
         self.pieces.iter().map(Piece::bytes).sum()
     }
 
-    /// Adds the contents of all shared objects and unlinked files that the registries hold. Call it when both are complete.
-    pub fn contents(&mut self, files: &Files, objects: &Objects) -> Result<(), MemoryError> {
+    /// Adds the contents of all shared objects and unlinked files that the registries hold. Call it when both are complete. With
+    /// a `chain` that has a parent, pages with the hash that it knows stay with the parent.
+    pub fn contents(
+        &mut self,
+        files: &Files,
+        objects: &Objects,
+        chain: Option<&Chain>,
+    ) -> Result<(), MemoryError> {
         for record in objects.records() {
             if let Some(fd) = objects.descriptor(record.id) {
-                self.content(Container::Object(record.id), record.size, fd)?;
+                self.content(Container::Object(record.id), record.size, fd, chain)?;
             }
         }
         for (id, size, fd) in files.contents() {
-            self.content(Container::File(id), size, fd)?;
+            self.content(Container::File(id), size, fd, chain)?;
         }
-        Ok(())
-    }
-
-    fn content(&mut self, container: Container, size: u64, fd: BorrowedFd<'_>) -> Result<(), MemoryError> {
-        let failed = |source| MemoryError::Content { container, source };
-        // A description of our own: seeking for data must not move the member's offset.
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(failed)?;
-        let ranges = data_ranges(file.as_fd(), size).map_err(|errno| failed(errno.into()))?;
-        let source = self.sources.len();
-        let mut done = 0;
-        for (start, len) in ranges {
-            let first = (start / PAGE).max(done);
-            let end = (start + len).div_ceil(PAGE);
-            if first < end {
-                self.pieces.push(Piece { container, source, first, count: end - first });
-                done = end;
-            }
-        }
-        self.sources.push(Source::File(file, size));
         Ok(())
     }
 
@@ -217,7 +200,7 @@ impl Capture {
             self.arena = Arena::new(bytes)?;
         }
         copy::copy(&self.sources, &self.pieces, &mut self.arena[..bytes], deadline)?;
-        Ok(Copied { arena: self.arena, pieces: self.pieces })
+        Ok(Copied { arena: self.arena, pieces: self.pieces, told: self.told })
     }
 }
 

@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::files::{is_refused_device, map_files};
-use super::{Capture, Class, Member, MemoryError, Selection, classify};
+use super::{Capture, Class, Member, MemoryError, classify};
 use crate::Problem;
+use crate::track::is_watched;
 
 /// What a look at running members told.
 #[derive(Debug, Default)]
@@ -45,7 +46,7 @@ fn look(
     mapping: &Mapping,
     shm_dev: (u32, u32),
 ) {
-    let refused = match classify(mapping, shm_dev) {
+    let refused = match classify(mapping, shm_dev, is_watched(member.pid)) {
         Ok(Class::Object(_)) => {
             if objects.insert((mapping.dev, mapping.ino)) {
                 let blocks =
@@ -128,13 +129,13 @@ impl Plan {
     }
 
     /// The window opens.
-    pub fn begin(self, selection: Box<dyn Selection>) -> Capture {
+    pub fn begin(self) -> Capture {
         Capture {
             arena: self.arena,
-            selection,
             shm_dev: self.shm_dev,
             sources: Vec::new(),
             pieces: Vec::new(),
+            told: Vec::new(),
             known: HashMap::new(),
             problems: Vec::new(),
         }

@@ -6,50 +6,84 @@ use ckpt_image::Container;
 use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
 use ckpt_sys::AddrRange;
 use ckpt_sys::maps::{MapName, Mapping, read_smaps};
-use ckpt_sys::pagemap::{Found, Pagemap, Wanted};
+use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
 use ckpt_sys::{gather::gather, inject, layout::layout};
 use nix::unistd::Pid;
 
 use super::classify::record_flags;
 use super::copy::{Piece, Source};
 use super::plan::describe;
-use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, classify};
+use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Told, classify};
 use crate::capture::{Files, Objects};
+use crate::track::{Watch, is_watched};
 
 const MCL_FUTURE: u32 = 2;
 const MCL_ONFAULT: u32 = 4;
 
+/// What is known of an address space before it is looked at.
+#[derive(Debug)]
+pub struct SpaceInput<'a> {
+    /// Its number in the image.
+    pub id: SpaceId,
+    /// What brk(0) answers inside it.
+    pub brk: u64,
+    /// Memory in it that is the program's that captures, not the member's (the slots of its runner); left out.
+    pub ours: &'a [AddrRange],
+    /// What knows which pages were written. Without it all are.
+    pub watch: Option<&'a mut dyn Watch>,
+    /// Its number in the parent's image, which has all pages that were not written since.
+    pub parent: Option<SpaceId>,
+}
+
+impl<'a> SpaceInput<'a> {
+    /// A space of which all pages are taken.
+    pub fn whole(id: SpaceId, brk: u64, ours: &'a [AddrRange]) -> Self {
+        Self { id, brk, ours, watch: None, parent: None }
+    }
+}
+
 impl Capture {
-    /// Takes down one address space of a stopped process. `brk`: what brk(0) answers inside it. What cannot be captured is
-    /// added to [`Capture::problems`] and is not in the record. `ours`: memory in it that is the program's that captures, not the
-    /// member's (the slots of its runner); left out.
+    /// Takes down one address space of a stopped process. What cannot be captured is added to [`Capture::problems`] and is not in the
+    /// record. What the input's watch tells of is armed.
     ///
     /// Errors: the kernel's.
     pub fn space(
         &mut self,
         member: &Member<'_>,
-        id: SpaceId,
-        brk: u64,
-        ours: &[AddrRange],
+        mut input: SpaceInput<'_>,
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<SpaceRecord, MemoryError> {
+        let (id, brk) = (input.id, input.brk);
         let tid = Pid::from_raw(member.tid);
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
-        let mut pagemap = Pagemap::open(tid)?;
-        let smaps = ours.iter().fold(read_smaps(tid)?, |mappings, ours| without(mappings, *ours));
+        let mut pages = Pages {
+            source,
+            pagemap: Pagemap::open(tid)?,
+            told: Told {
+                container: Container::Space(id),
+                inherits: input.parent.map(Container::Space),
+                parents: Vec::new(),
+                identity: None,
+            },
+        };
+        let smaps = input.ours.iter().fold(read_smaps(tid)?, |mappings, ours| without(mappings, *ours));
         let mut mappings = Vec::with_capacity(smaps.len());
-        for mapping in &smaps {
-            if is_runner(tid, mapping) {
+        for mut mapping in smaps {
+            if is_runner(tid, &mapping) {
                 continue;
             }
-            let Some(mut record) = self.mapping(member, mapping, files, objects)? else { continue };
+            if let Some(watch) = &input.watch {
+                watch.as_made(&mut mapping);
+            }
+            let Some(mut record) = self.mapping(member, &mapping, files, objects)? else { continue };
             if !mapping.shared && !matches!(record.kind, MappingKind::Vdso | MappingKind::Vvar) {
-                self.own_pages(id, source, mapping, &mut record, &mut pagemap)?;
+                self.own_pages(&mapping, &mut record, &mut input.watch, &mut pages)?;
             }
             mappings.push(record);
         }
+        self.told.push(pages.told);
         let exe = PathBuf::from(format!("/proc/{tid}/exe"));
         let stat = nix::sys::stat::stat(&exe).map_err(|e| read_error(&exe, e))?;
         Ok(SpaceRecord {
@@ -71,7 +105,7 @@ impl Capture {
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<Option<MappingRecord>, MemoryError> {
-        let kind = match classify(mapping, self.shm_dev) {
+        let kind = match classify(mapping, self.shm_dev, is_watched(member.pid)) {
             Ok(Class::Vsyscall) => return Ok(None),
             Ok(Class::Vdso) => MappingKind::Vdso,
             Ok(Class::Vvar) => MappingKind::Vvar,
@@ -114,29 +148,47 @@ impl Capture {
         }))
     }
 
-    /// Queues the pages that a private mapping owns, and records its guards.
+    /// Queues the pages that a private mapping owns, those excepted that are as the parent has them, and records its guards.
     fn own_pages(
         &mut self,
-        id: SpaceId,
-        source: usize,
         mapping: &Mapping,
         record: &mut MappingRecord,
-        pagemap: &mut Pagemap,
+        watch: &mut Option<&mut dyn Watch>,
+        pages: &mut Pages,
     ) -> Result<(), MemoryError> {
         let wanted = if record.kind == MappingKind::Anonymous { Wanted::Own } else { Wanted::OwnOrZero };
-        let mut found = Found::default();
-        pagemap.scan(mapping.range, wanted, &mut found)?;
+        let mut found = Tracked::default();
+        match watch {
+            Some(watch) => watch.take(mapping, wanted, &mut found)?,
+            None => {
+                let mut all = Found::default();
+                pages.pagemap.scan(mapping.range, wanted, &mut all)?;
+                (found.written, found.guards) = (all.pages, all.guards);
+            }
+        }
         record.guards = found.guards.iter().map(|range| (range.start.0, range.end.0)).collect();
-        self.selection.select(id, mapping, &mut found.pages);
-        let container = Container::Space(id);
-        self.pieces.extend(found.pages.iter().map(|range| Piece {
-            container,
-            source,
-            first: range.start.0 / PAGE,
-            count: range.len() / PAGE,
+        match pages.told.inherits {
+            Some(_) => pages.told.parents.extend(found.clean.iter().map(in_pages)),
+            None => found.written.append(&mut found.clean),
+        }
+        self.pieces.extend(found.written.iter().map(|range| {
+            let (first, count) = in_pages(range);
+            Piece { container: pages.told.container, source: pages.source, first, count }
         }));
         Ok(())
     }
+}
+
+/// Where the pages of a space come from and what the image tells of them.
+struct Pages {
+    source: usize,
+    pagemap: Pagemap,
+    told: Told,
+}
+
+/// First page and number of pages.
+fn in_pages(range: &AddrRange) -> (u64, u64) {
+    (range.start.0 / PAGE, range.len() / PAGE)
 }
 
 /// The mappings without a range; the kernel may have joined it to its neighbours.

@@ -1,9 +1,13 @@
 //! After the thaw.
 
-use ckpt_image::{ImageError, PagesWriter};
+use std::collections::HashMap;
+
+use ckpt_image::{Container, ImageError, PagesWriter};
 use ckpt_sys::arena::Arena;
 
 use super::copy::Piece;
+use super::{PAGE, Told};
+use crate::track::{Chain, ContentHashes, Identity};
 
 /// Bytes between two looks at the job.
 const STEP: u64 = 64 << 20;
@@ -13,6 +17,7 @@ const STEP: u64 = 64 << 20;
 pub struct Copied {
     pub(super) arena: Arena,
     pub(super) pieces: Vec<Piece>,
+    pub(super) told: Vec<Told>,
 }
 
 impl Copied {
@@ -29,6 +34,10 @@ impl Copied {
         pages: &mut PagesWriter,
         mut progress: impl FnMut(u64) -> bool,
     ) -> Result<bool, ImageError> {
+        for told in &self.told {
+            pages.container(told.container, told.inherits);
+            told.parents.iter().for_each(|(first, count)| pages.parent(told.container, *first, *count));
+        }
         let mut rest = &self.arena[..];
         let mut pieces = &self.pieces[..];
         let mut done = 0;
@@ -53,5 +62,35 @@ impl Copied {
             }
         }
         Ok(true)
+    }
+
+    /// The hashes of the compared contents as this image and its parents have them, for the next checkpoint to compare with.
+    pub fn hashes(&self, chain: &Chain) -> HashMap<Identity, ContentHashes> {
+        // Numbers of System V segments and of other inodes may be the same: then nobody knows which is which.
+        let mut count: HashMap<Identity, usize> = HashMap::new();
+        self.told.iter().filter_map(|told| told.identity).for_each(|id| *count.entry(id).or_default() += 1);
+        let only = |told: &Told| told.identity.filter(|identity| count[identity] == 1);
+        let compared = |told: &Told| Some((told.container, only(told)?));
+        let identities: HashMap<Container, Identity> = self.told.iter().filter_map(compared).collect();
+        let mut hashes: HashMap<Identity, ContentHashes> = HashMap::new();
+        for told in &self.told {
+            let Some(identity) = only(told) else { continue };
+            let entry = hashes.entry(identity).or_default();
+            entry.container = Some(told.container);
+            let Some(known) = chain.contents.get(&identity) else { continue };
+            let pages = told.parents.iter().flat_map(|(first, count)| *first..first + count);
+            entry.pages.extend(pages.filter_map(|page| Some((page, *known.pages.get(&page)?))));
+        }
+        let mut rest = &self.arena[..];
+        for piece in &self.pieces {
+            let (data, behind) = rest.split_at(piece.bytes() as usize);
+            rest = behind;
+            let Some(entry) = identities.get(&piece.container).and_then(|id| hashes.get_mut(id)) else {
+                continue;
+            };
+            let pages = (piece.first..).zip(data.chunks_exact(PAGE as usize));
+            entry.pages.extend(pages.map(|(page, bytes)| (page, chain.hash(bytes))));
+        }
+        hashes
     }
 }

@@ -1,0 +1,130 @@
+//! What is kept of a group between two checkpoints, in memory only: its watches, and the checkpoint that they rest on.
+//!
+//! ```text
+//!  checkpoint N durable ─► Chain ─ taken out ─► checkpoint N+1 begins ─ durable ─► Chain
+//!                                                      └ failed, canceled: dropped, and the next one is a full
+//! ```
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use ckpt_image::records::SpaceId;
+use ckpt_image::{Container, PAGE_SIZE};
+use ckpt_sys::{Error as SysError, VirtAddr, remote};
+use nix::unistd::Pid;
+use twox_hash::XxHash3_128;
+use ulid::Ulid;
+
+use super::{Tracker, Watch};
+
+/// An address space across checkpoints: a process between two execs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SpaceKey {
+    pid: i32,
+    /// Field 22 of /proc/PID/stat.
+    start_time: u64,
+    /// Made anew by every exec: addresses, and the 16 random bytes that AT_RANDOM points to (getauxval(3)).
+    auxv: Vec<u8>,
+    random: [u8; 16],
+}
+
+impl SpaceKey {
+    /// That of a process as it is now. Errors: it is gone.
+    pub fn of(pid: Pid) -> Result<Self, SysError> {
+        const AT_RANDOM: u64 = 25;
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            std::fs::read(&path).map_err(|e| SysError::io("read", path, &e))
+        };
+        let (stat, auxv) = (read("stat")?, read("auxv")?);
+        let behind = stat.iter().rposition(|byte| *byte == b')').map_or(&stat[..], |at| &stat[at + 1..]);
+        let field = behind.split(|byte| *byte == b' ').nth(20);
+        let start_time =
+            field.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).ok_or_else(|| {
+                SysError::Parse { path: format!("/proc/{pid}/stat").into(), what: "no start time".into() }
+            })?;
+        let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+        let at =
+            auxv.chunks_exact(16).find(|pair| word(&pair[..8]) == AT_RANDOM).map(|pair| word(&pair[8..]));
+        let mut random = [0; 16];
+        if let Some(at) = at {
+            // Unmapped by the program: the rest still tells.
+            let _ = remote::read(pid, VirtAddr(at), &mut random);
+        }
+        Ok(Self { pid: pid.as_raw(), start_time, auxv, random })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+}
+
+/// A watched space.
+#[derive(Debug)]
+pub struct WatchedSpace {
+    /// Its number in the image of the last durable checkpoint; `None` where there is none yet.
+    pub stored: Option<SpaceId>,
+    /// What watches it; `None` where it cannot be watched: all of it is stored each time.
+    pub watch: Option<Box<dyn Watch>>,
+}
+
+/// Hashes of what is stored of a shared object or an unlinked file: nobody watches those, their contents are compared.
+#[derive(Debug, Clone, Default)]
+pub struct ContentHashes {
+    /// Its container in the image of the last durable checkpoint.
+    pub container: Option<Container>,
+    /// By page number.
+    pub pages: HashMap<u64, u128>,
+}
+
+/// Device and inode number.
+pub type Identity = (u64, u64);
+
+/// The watches of a group.
+#[derive(Debug)]
+pub struct Chain {
+    /// What watches.
+    pub tracker: Arc<dyn Tracker>,
+    /// The last durable checkpoint, if what is written since then is known.
+    pub parent: Option<Ulid>,
+    /// Its address spaces.
+    pub spaces: HashMap<SpaceKey, WatchedSpace>,
+    /// Its shared objects and unlinked files.
+    pub contents: HashMap<Identity, ContentHashes>,
+    /// Of the hashes; nobody outside can make two pages collide on purpose without it.
+    seed: u64,
+}
+
+impl Chain {
+    /// One without a checkpoint yet.
+    pub fn new(tracker: Arc<dyn Tracker>) -> Self {
+        let seed = RandomState::new().hash_one(0);
+        Self { tracker, parent: None, spaces: HashMap::new(), contents: HashMap::new(), seed }
+    }
+
+    /// The hash of one page.
+    pub fn hash(&self, page: &[u8]) -> u128 {
+        debug_assert_eq!(page.len() as u64, PAGE_SIZE);
+        XxHash3_128::oneshot_with_seed(self.seed, page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_itself_and_no_other() {
+        let here = SpaceKey::of(Pid::this()).unwrap();
+        assert_eq!(here, SpaceKey::of(Pid::this()).unwrap());
+        assert_ne!(here.random, [0; 16]);
+        assert!(here.start_time > 0);
+        assert_ne!(
+            here,
+            SpaceKey::of(Pid::from_raw(1)).unwrap_or_else(|_| SpaceKey { pid: 1, ..here.clone() })
+        );
+        assert!(SpaceKey::of(Pid::from_raw(i32::MAX)).is_err());
+    }
+}
