@@ -7,7 +7,6 @@
 #include "victim.h"
 #include <sched.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -32,7 +31,7 @@ struct control {
 	volatile int ask;
 	volatile int answer[CHILDREN + 1];
 	volatile int who[CHILDREN + 1];
-	char failure[CHILDREN + 1][200];
+	char failure[CHILDREN + 1][512];
 };
 
 static struct region regions[REGIONS];
@@ -247,15 +246,21 @@ static void move(struct region *region)
 		return;
 	region->kind = FREE;
 	__asm__ volatile("" ::: "memory");
-	void *place;
+	void *place, *target = NULL;
 	if (below(2)) {
 		place = mremap(region->base, region->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
 	} else {
-		void *target = mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		target = mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		must(target == MAP_FAILED ? -1 : 0);
 		place = mremap(region->base, region->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target);
 	}
-	must(place == MAP_FAILED ? -1 : 0);
+	if (place == MAP_FAILED) { /* EFAULT: the kernel keeps it as several mappings, and moves only one */
+		must(errno == EFAULT ? 0 : -1);
+		if (target)
+			munmap(target, pages * PAGE);
+		region->kind = kind;
+		return;
+	}
 	for (size_t page = region->pages; page < pages; page++)
 		region->version[page] = region->maybe[page] = 0;
 	region->base = place;
@@ -352,6 +357,8 @@ static void write_shared(void)
 	}
 }
 
+static void walk(char **argv) __attribute__((noreturn));
+
 static void family(char **argv)
 {
 	int place = 1 + below(CHILDREN);
@@ -372,7 +379,6 @@ static void family(char **argv)
 		children[place] = pid;
 		return;
 	}
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	self = place;
 	state = seed;
 	answered = control->ask;
@@ -397,6 +403,7 @@ static void family(char **argv)
 	}
 	shared_pending = memfd_pending = file_pending = -1;
 	control->who[place] = getpid();
+	walk(argv);
 }
 
 static void step(char **argv)
@@ -498,8 +505,10 @@ static void ask_all(void)
 	for (int place = 1; place <= CHILDREN; place++) {
 		while (there[place] && control->answer[place] != ask) {
 			clock_gettime(CLOCK_MONOTONIC, &now);
-			if (now.tv_sec > begun.tv_sec + 15 || waitpid(children[place], NULL, WNOHANG)) {
-				expect(0, "process %d does not answer", place);
+			int status = 0;
+			pid_t ended = waitpid(children[place], &status, WNOHANG);
+			if (now.tv_sec > begun.tv_sec + 15 || ended) {
+				expect(0, "process %d (pid %d) does not answer: %d, status %x", place, children[place], ended, status);
 				return;
 			}
 			sched_yield();
@@ -519,7 +528,6 @@ int main(int argc, char **argv)
 		source_fd = atoi(argv[4]);
 		memfd = atoi(argv[5]);
 		unlinked_fd = atoi(argv[6]);
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		prepare();
 		static const uint64_t zeros[WORDS];
 		for (int page = 0; page < STRIPE; page++) {
