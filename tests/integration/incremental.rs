@@ -26,7 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
 /// A registered group with this tracker; skips the test where the machine lacks it.
 fn group(name: &str, tracker: &str) -> Group {
     let group = Group::new(name);
-    group.enable_patient();
+    group.enable();
     let file = format!("/etc/ckpt/groups.d/{name}.toml");
     let config = fs::read_to_string(&file).expect("enable writes it");
     let config = config.replace("tracker = \"auto\"", &format!("tracker = \"{tracker}\""));
