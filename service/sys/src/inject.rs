@@ -17,6 +17,7 @@ mod held;
 
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::unistd::Pid;
 
 pub use self::area::is_area;
@@ -377,7 +378,11 @@ impl Live {
             Some(Runner { place, header })
                 if self.threads.iter().all(|held| matches!(held.at, At::Stopped(_))) =>
             {
-                place.set(Header { busy: false, ..header })
+                match place.set(Header { busy: false, ..header }) {
+                    // A member that was released before has killed it: there is no memory any more.
+                    Err(e) if matches!(e.errno(), Some(Errno::EIO | Errno::ESRCH)) => Ok(()),
+                    done => done,
+                }
             }
             _ => Ok(()),
         }

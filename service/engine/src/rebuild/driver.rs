@@ -400,7 +400,11 @@ impl<'a> Rebuild<'a> {
         stop_those_that_were(&processes)?;
         stopped.extend(processes.into_iter().map(|(_, free)| free));
         for free in stopped {
-            free.detach_with(0)?;
+            match free.detach_with(0) {
+                // One that was let go before it has ended it already: that is the application's own doing.
+                Ok(()) | Err(ckpt_sys::Error::Gone(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         Ok(counts)
     }
