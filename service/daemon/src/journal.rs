@@ -40,6 +40,8 @@ pub mod ids {
     pub const THAWED: &str = "d8f5a3b16e0c4972b4c7e9d20a1f6b0a";
     /// Leftovers of an interrupted checkpoint were removed.
     pub const LEFTOVER_REMOVED: &str = "618c2d9f4e7b4a05938f1e6dc0b5a70b";
+    /// An interrupted restore was taken back.
+    pub const RESTORE_REVERTED: &str = "5e0b7d92c4a84f16b3f9a1d6e8c27015";
     /// A file of groups.d is wrong.
     pub const BAD_GROUP_FILE: &str = "f07e4b5a1d9c46e28c3b6f8d2a59e10c";
     /// A file of settings is wrong.
@@ -51,7 +53,7 @@ pub mod ids {
     /// The daemon itself could not do something.
     pub const PROBLEM: &str = "1b5d8f3a6c0e4297ad7e2b9c4f81d610";
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         CHECKPOINT_DONE,
         CHECKPOINT_FAILED,
         RESTORE_DONE,
@@ -67,6 +69,7 @@ pub mod ids {
         WARNING,
         THAWED,
         LEFTOVER_REMOVED,
+        RESTORE_REVERTED,
         BAD_GROUP_FILE,
         BAD_SETTINGS,
         ENABLED,
@@ -236,6 +239,12 @@ pub fn event(group: &str, event: &Event) {
             CKPT_PATH = %path.display(),
             "{} of an interrupted checkpoint was removed",
             path.display()
+        ),
+        Event::RestoreReverted { undo } => warn!(
+            MESSAGE_ID = ids::RESTORE_REVERTED,
+            CKPT_GROUP = group,
+            CKPT_ID = undo,
+            "a restore of group {group} was interrupted before anything ran: its subvolumes are again what they were before it"
         ),
     }
 }

@@ -260,6 +260,11 @@ pub enum Event {
         /// The cgroup.
         cgroup: String,
     },
+    /// A restore had been interrupted before its members ran: the subvolumes are the old ones again.
+    RestoreReverted {
+        /// The undo snapshot that went back to its place.
+        undo: String,
+    },
     /// Leftovers of an interrupted checkpoint were removed.
     LeftoverRemoved {
         /// What was removed.

@@ -8,7 +8,7 @@ use ckpt_image::Manifest;
 
 use crate::api::Stub;
 use crate::error::Error;
-use crate::rebuild::{Failure, Reply, Report, Request, UnitPlace};
+use crate::rebuild::{Reply, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
 ///
@@ -42,22 +42,9 @@ pub fn run(
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     match serde_json::from_slice(&output.stdout) {
         Ok(Reply::Restored(report)) => Ok(report),
-        Ok(Reply::Failed(failure)) => Err(error(failure, manifest)),
+        Ok(Reply::Failed(failure)) => Err(failure.into_error(&manifest.group, &manifest.id.to_string())),
         Err(_) => {
             Err(Error::Failed(format!("ckpt-restore ended without an answer ({}): {said}", output.status)))
         }
-    }
-}
-
-fn error(failure: Failure, manifest: &Manifest) -> Error {
-    let (group, id) = (&manifest.group, manifest.id.to_string());
-    let text = failure.to_string();
-    match failure.error.as_str() {
-        "IncompatibleKernel" => Error::IncompatibleKernel(text),
-        "FileMismatch" => Error::FileMismatch { path: failure.object, why: failure.text },
-        "Corrupt" => Error::Corrupt { path: id, why: text },
-        "Unsupported" => Error::Unsupported(text),
-        "NotRestorable" => Error::NotRestorable { group: group.clone(), id, why: text },
-        _ => Error::Failed(text),
     }
 }

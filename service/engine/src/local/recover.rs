@@ -23,7 +23,7 @@ pub fn run(engine: &LocalEngine, groups: &[Group]) -> Result<Vec<Event>, Error> 
         subvolumes.dedup();
         for mut undo in storage::interrupted(&place, &name, &subvolumes)? {
             undo.revert()?;
-            events.push(Event::LeftoverRemoved { path: undo.id().into() });
+            events.push(Event::RestoreReverted { undo: undo.id().into() });
         }
         if !stored.contains(&name) {
             // A group that has snapshots has a directory in the store. Where there is none, another store is in its place (not mounted,
