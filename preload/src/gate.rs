@@ -244,7 +244,9 @@ fn make() -> Option<*mut u8> {
     }
     let base = base?;
     // SAFETY: SIZE bytes, page-aligned, sealed in size, mapped for ever.
-    unsafe { Table::<'static>::trusted(base) }.initialize(process);
+    let table = unsafe { Table::<'static>::trusted(base) };
+    table.set_control(crate::protect::address());
+    table.initialize(process);
     PLACE.store(base, Relaxed);
     ROOT.base.store(base, Release);
     Some(base)

@@ -14,6 +14,7 @@ mod gate;
 mod hooks;
 mod kernel;
 mod preload_value;
+mod protect;
 mod real;
 mod scratch;
 mod thread;
@@ -40,6 +41,7 @@ core::arch::global_asm!(
 extern "C" fn start() {
     real::find_all();
     environment::start();
+    protect::start();
     gate::start();
 }
 

@@ -1,6 +1,6 @@
 //! What a thread keeps: thread-local storage without `std`, reached by one addition (initial-exec model), so it
 //! works in signal handlers, before libc is ready, and in threads that were not made by pthread_create.
-use ckpt_wire::Slot;
+use ckpt_wire::{Slot, protect::Dispatch};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
 /// The thread's own block. Only its thread (and its signal handlers) uses it; a child of vfork borrows it.
@@ -20,6 +20,8 @@ pub struct Thread {
     pub scratch_length: AtomicUsize,
     /// The value of `frame` when vfork was called.
     pub vfork_frame: AtomicUsize,
+    /// The thread's slot in the control block of write protection, null if it has none or does not know it yet.
+    pub dispatch: AtomicPtr<Dispatch>,
 }
 
 core::arch::global_asm!(

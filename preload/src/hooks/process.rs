@@ -42,12 +42,14 @@ fn parent_as_before(told: libc::pid_t) -> libc::pid_t {
 forks! { fork [SYS_fork] _Fork [SYS_fork] __fork [SYS_fork] }
 
 /// Stands before libc's vfork: the child runs on its parent's stack, so the return address is kept in a register
-/// while the stack is the child's (rdi, as libc does it).
+/// while the stack is the child's (rdi, as libc does it). Its system call is never dispatched: a handler's frame would not
+/// outlive the child.
 ///
 /// # Safety
 /// As for libc's.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
+#[unsafe(link_section = "ckpt_pass")]
 pub unsafe extern "C" fn vfork() -> c_int {
     naked_asm!(
         "sub rsp, 8",
@@ -102,6 +104,7 @@ extern "C" fn before_vfork() {
 
 /// The child borrows its parent's thread block and slot; its operations are told under its own id.
 extern "C" fn child_of_vfork() {
+    crate::protect::vfork_child();
     if let Some(slot) = gate::slot() {
         slot.lend(kernel::thread());
     }

@@ -49,6 +49,7 @@ pub struct Header {
     pub(crate) size: AtomicU32,
     pub(crate) pid: AtomicU32,
     pub(crate) used: AtomicU32,
+    pub(crate) control: AtomicU64,
     pub(crate) gate: Gate,
     pub(crate) overflow: Overflow,
 }
@@ -216,6 +217,16 @@ impl<'m> Table<'m> {
     /// The counters.
     pub fn overflow(&self) -> &'m Overflow {
         &self.header().overflow
+    }
+
+    /// Where the control block of write protection is in the member; 0 if it has none. See [`crate::protect`].
+    pub fn control(&self) -> u64 {
+        self.header().control.load(Acquire)
+    }
+
+    /// Tells it.
+    pub fn set_control(&self, address: u64) {
+        self.header().control.store(address, Release);
     }
 
     /// The pid of the process as it saw itself when it made the table.

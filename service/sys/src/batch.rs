@@ -12,6 +12,7 @@
 //!  │ 32 registers│           │   address of the registers that the runner puts back by itself
 //!  │ 40 mask     │           │   signal mask that it puts back
 //!  │ 48 idle     │           │   1: no runner needs this slot any more
+//!  │ 56 selector │           │   address of the thread's selector byte of Syscall User Dispatch, if it dispatches; else 0
 //! ```
 
 use crate::VirtAddr;
@@ -68,6 +69,8 @@ pub(crate) enum Mode {
         registers: VirtAddr,
         /// The mask to put back.
         mask: u64,
+        /// The selector byte to set and put back, 0 if there is none.
+        selector: u64,
     },
     /// A process that is being rebuilt: ends in a trap.
     Restore,
@@ -156,12 +159,14 @@ impl Batch {
         if self.calls.len() > self.slot.calls() || self.data.len() > self.slot.data_len() {
             return Err(Error::BatchTooLarge { entries: self.calls.len(), data: self.data.len() });
         }
-        let (kind, signal, registers, mask) = match mode {
-            Mode::Live { signal, registers, mask } => (0, signal as u64, registers.0, mask),
-            Mode::Restore => (1, 0, 0, 0),
+        let (kind, signal, registers, mask, selector) = match mode {
+            Mode::Live { signal, registers, mask, selector } => {
+                (0, signal as u64, registers.0, mask, selector)
+            }
+            Mode::Restore => (1, 0, 0, 0, 0),
         };
         let mut out = Vec::with_capacity((self.calls.len() + 1) * WORD_LINE as usize);
-        for word in [self.calls.len() as u64, 0, kind, signal, registers, mask, 0, 0] {
+        for word in [self.calls.len() as u64, 0, kind, signal, registers, mask, 0, selector] {
             out.extend_from_slice(&word.to_le_bytes());
         }
         for (nr, must, args) in &self.calls {
@@ -174,9 +179,15 @@ impl Batch {
     }
 
     /// The whole slot as a live member needs it: header, calls, data and the registers it puts back by itself.
-    pub(crate) fn encode_live(&self, signal: i32, mask: u64, back: &Registers) -> Result<Vec<u8>> {
+    pub(crate) fn encode_live(
+        &self,
+        signal: i32,
+        mask: u64,
+        selector: u64,
+        back: &Registers,
+    ) -> Result<Vec<u8>> {
         let registers = self.slot.registers();
-        let (mut out, data) = self.encode(Mode::Live { signal, registers, mask })?;
+        let (mut out, data) = self.encode(Mode::Live { signal, registers, mask, selector })?;
         out.resize((self.slot.len / 4) as usize, 0);
         out.extend_from_slice(data);
         out.resize((self.slot.len / 2) as usize, 0);

@@ -130,6 +130,11 @@ impl Gate {
         self.inode
     }
 
+    /// Where the member's control block of write protection is, by its own word; 0 if it has none.
+    pub fn control(&self) -> u64 {
+        self.table().control()
+    }
+
     /// Closes the gate: operations that begin from now on wait, but no longer than `lease` after the last sign of life
     /// ([`Gate::renew`]), and at most 10 s.
     pub fn close(&self, lease: Duration) {

@@ -24,6 +24,7 @@ pub use self::area::is_area;
 use self::held::{At, Held, run_out};
 use crate::batch::{Batch, Outcome, Slot, words};
 use crate::error::{Error, Result};
+use crate::protect::Protection;
 use crate::ptrace::Registers;
 use crate::restart;
 use crate::runner::{self, read_outcome};
@@ -46,6 +47,7 @@ pub struct Live {
     batches: Vec<(usize, i32)>,
     /// The area is new: the first batch marks it.
     unmarked: bool,
+    pub(crate) protection: Protection,
 }
 
 /// The first thread maps the pages for the slots.
@@ -82,14 +84,15 @@ impl Live {
     /// Reads what is needed to put every thread back as it is. A thread still busy with the batch of a checkpoint that died ends that first.
     pub fn hold(process: Process, deadline: Deadline) -> Result<Self> {
         let pid = process.pid;
-        let status = task::status(process.threads.first().map_or(pid, Stopped::tid))?;
+        let (protection, all) = Protection::settle(process.threads, deadline)?;
+        let status = task::status(all.first().map_or(pid, Stopped::tid))?;
         let place = Place::find(pid).ok();
         let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
             Some((Ok(Some(_)), code)) => Some(code),
             _ => None,
         };
-        let mut threads = Vec::with_capacity(process.threads.len());
-        for thread in process.threads {
+        let mut threads = Vec::with_capacity(all.len());
+        for thread in all {
             let thread = match code {
                 Some(code) => run_out(thread, code, deadline)?,
                 None => thread,
@@ -105,6 +108,7 @@ impl Live {
             booting: None,
             batches: Vec::new(),
             unmarked: false,
+            protection,
         })
     }
 
@@ -156,6 +160,24 @@ impl Live {
     #[must_use]
     pub fn filters(&self) -> &[Vec<u8>] {
         &self.filters
+    }
+
+    /// Sets the mask that a thread gets back at the end of its next batch.
+    pub(crate) fn set_mask(&mut self, thread: usize, mask: u64) {
+        if let Some(held) = self.threads.get_mut(thread) {
+            held.mask = mask;
+        }
+    }
+
+    /// Of each thread, where its selector byte is if its calls are dispatched now, and where it is; 0 if there is none.
+    pub(crate) fn slots_mut(&mut self) -> impl Iterator<Item = (&mut u64, &mut u64)> {
+        self.threads.iter_mut().map(|held| (&mut held.selector, &mut held.slot))
+    }
+
+    /// What the `write-protect` tracker has to do with the process.
+    #[must_use]
+    pub fn protection(&self) -> &Protection {
+        &self.protection
     }
 
     /// The handle of a thread, for requests that only read.
@@ -265,8 +287,9 @@ impl Live {
         let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
         let signal = held.sign(&self.status)?;
         held.leave_critical_section();
-        let mut back: Vec<u8> = Vec::with_capacity(28 * 8);
-        for word in words(&restart::without_kernel(&held.registers)).iter().chain(&[held.mask]) {
+        let mut back: Vec<u8> = Vec::with_capacity(29 * 8);
+        for word in words(&restart::without_kernel(&held.registers)).iter().chain(&[held.mask, held.selector])
+        {
             back.extend_from_slice(&word.to_le_bytes());
         }
         place.mem().write(code.add(runner::offsets().words), &back)?;
@@ -312,7 +335,11 @@ impl Live {
             let signal = held.sign(&self.status)?;
             held.leave_critical_section();
             let back = restart::without_kernel(&held.registers);
-            remote::write(self.pid, batch.slot().base, &batch.encode_live(signal, held.mask, &back)?)?;
+            remote::write(
+                self.pid,
+                batch.slot().base,
+                &batch.encode_live(signal, held.mask, held.selector, &back)?,
+            )?;
             let mut regs = held.registers;
             runner::set_entry(&mut regs, code, batch.slot());
             held.launch(&regs, signal)?;

@@ -22,6 +22,7 @@ pub mod namespace;
 pub mod nursery;
 pub mod pagemap;
 pub mod priority;
+pub mod protect;
 pub mod ptrace;
 pub mod reflink;
 pub mod remote;

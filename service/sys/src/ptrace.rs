@@ -220,6 +220,30 @@ pub fn rseq_configuration(tid: Pid) -> Result<RseqConfiguration, Errno> {
     Ok(conf)
 }
 
+/// struct ptrace_sud_config.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct DispatchConfiguration {
+    /// PR_SYS_DISPATCH_ON (1) or PR_SYS_DISPATCH_OFF (0).
+    pub mode: u64,
+    /// Address of the selector byte, 0 if there is none.
+    pub selector: u64,
+    /// First address from which calls always pass.
+    pub offset: u64,
+    /// How many bytes from there.
+    pub len: u64,
+}
+
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG. EIO before Linux 6.4.
+pub fn dispatch_configuration(tid: Pid) -> Result<DispatchConfiguration, Errno> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4211;
+    let mut conf = DispatchConfiguration::default();
+    let size = size_of::<DispatchConfiguration>() as c_long;
+    // SAFETY: addr is the size of the structure that data points to.
+    unsafe { request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw mut conf).cast()) }?;
+    Ok(conf)
+}
+
 /// PTRACE_SECCOMP_GET_FILTER: the `index`-th filter, newest first, as raw struct sock_filter; `None` past the last.
 /// Errors: EACCES without CAP_SYS_ADMIN or under a seccomp filter of our own; EMEDIUMTYPE for an eBPF filter. Linux 4.4.
 pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Option<Vec<u8>>, Errno> {

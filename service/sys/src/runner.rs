@@ -12,8 +12,11 @@
 //!         trap       the stop at which a restore batch is complete (rip just after int3)
 //!         boot       one call from registers, sign, and the way back from the words below; needs no writable page
 //!         boot_sign  the stop of boot; the result is in rbp
-//!         words      what boot puts back: registers (struct user_regs_struct), mask
+//!         words      what boot puts back: registers (struct user_regs_struct), mask, selector
 //! ```
+//!
+//! A thread whose system calls are dispatched to user space (Syscall User Dispatch, Linux 5.11) has a selector byte: the
+//! runner itself sets it to let its calls pass, and back, so that this too is right if the tracer is gone.
 
 use std::arch::global_asm;
 
@@ -45,6 +48,10 @@ global_asm!(
     ".hidden ckpt_runner_end",
     ".balign 64",
     "ckpt_runner_start:",
+    "mov rcx, [rbx + 56]",
+    "jrcxz 6f",
+    "mov byte ptr [rcx], 0",
+    "6:",
     // -- the loop: r12 the call, r13 how many are left
     "lea r12, [rbx + 64]",
     "mov r13, [rbx]",
@@ -91,6 +98,10 @@ global_asm!(
     "mov r10d, 8",
     "mov eax, 14",
     "syscall",
+    "mov rcx, [rbx + 56]",
+    "jrcxz 7f",
+    "mov byte ptr [rcx], 1",
+    "7:",
     // -- then all registers at once; struct user_regs_struct ends as iretq wants it
     "mov rsp, [rbx + 32]",
     "pop r15",
@@ -116,6 +127,10 @@ global_asm!(
     "jmp ckpt_runner_end_of_restore",
     // -- boot: the call is in the registers already; r12 is the signal
     "ckpt_runner_boot:",
+    "mov rcx, [rip + ckpt_runner_words + 224]",
+    "jrcxz 8f",
+    "mov byte ptr [rcx], 0",
+    "8:",
     "syscall",
     "mov rbp, rax",
     "mov eax, 39",
@@ -153,6 +168,10 @@ global_asm!(
     "mov r10d, 8",
     "mov eax, 14",
     "syscall",
+    "mov rcx, [rip + ckpt_runner_words + 224]",
+    "jrcxz 9f",
+    "mov byte ptr [rcx], 1",
+    "9:",
     "mov r11, [rip + ckpt_runner_words + 48]",
     "mov r10, [rip + ckpt_runner_words + 56]",
     "mov rax, [rip + ckpt_runner_words + 80]",
@@ -165,7 +184,7 @@ global_asm!(
     "ckpt_runner_all:",
     ".quad -1",
     "ckpt_runner_words:",
-    ".fill 28, 8, 0",
+    ".fill 29, 8, 0",
     "ckpt_runner_end:",
     ".popsection",
 );

@@ -229,12 +229,30 @@ impl Half {
         let enough = Deadline::after(Duration::from_millis(20));
         while !enough.passed() {
             match task::compare(self.member.pid, parent, task::Shared::Space) {
-                Ok(std::cmp::Ordering::Equal) => std::thread::yield_now(),
+                Ok(std::cmp::Ordering::Equal) => self.pass_signals()?,
                 _ => break,
             }
         }
         for running in &self.running {
             let _ = running.interrupt();
+        }
+        Ok(())
+    }
+
+    /// Gives threads that run the signals that they stop for: each system call of theirs may come with one (Syscall User Dispatch).
+    fn pass_signals(&mut self) -> Result<()> {
+        for running in std::mem::take(&mut self.running) {
+            match running.wait(Deadline::after(Duration::ZERO)) {
+                Ok(Waited::Stopped(stopped)) => match stopped.reason() {
+                    Stop::Signal(signal) => {
+                        self.running.push(stopped.resume(signal).map_err(|(_, e)| e)?);
+                    }
+                    _ => self.stopped.push(stopped),
+                },
+                Ok(Waited::Ended(_)) => {}
+                Err((running, Error::Deadline { .. })) => self.running.push(running),
+                Err((_, e)) => return Err(e),
+            }
         }
         Ok(())
     }
@@ -253,7 +271,7 @@ impl Half {
 }
 
 /// Waits for the stop that the interrupt made; signals that come first are delivered. `None`: the thread ended.
-fn settle(
+pub(crate) fn settle(
     running: Running,
     deadline: Deadline,
 ) -> std::result::Result<Option<Stopped>, (Option<Running>, Error)> {

@@ -326,6 +326,15 @@ impl Stopped {
         Ok((conf.address != 0).then_some(conf))
     }
 
+    /// Syscall User Dispatch, if it is on. `None` also where the kernel cannot tell (before Linux 6.4).
+    pub fn dispatch(&self) -> Result<Option<ptrace::DispatchConfiguration>> {
+        match ptrace::dispatch_configuration(self.tid) {
+            Ok(conf) => Ok((conf.mode == 1).then_some(conf)),
+            Err(Errno::EIO | Errno::EINVAL) => Ok(None),
+            Err(e) => Err(self.error("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", e)),
+        }
+    }
+
     /// All seccomp filters, oldest first, each raw struct sock_filter.
     pub fn seccomp_filters(&self) -> Result<Vec<Vec<u8>>> {
         let mut filters = Vec::new();

@@ -25,6 +25,10 @@ pub(super) struct Held {
     pub(super) mask: u64,
     /// A signal that it does not block waited for it; looked at only where it matters (EINTR).
     pub(super) signal_pending: bool,
+    /// The selector byte of Syscall User Dispatch, if its calls are dispatched now; else 0.
+    pub(super) selector: u64,
+    /// The selector byte of Syscall User Dispatch; 0 if there is none.
+    pub(super) slot: u64,
 }
 
 /// Where a held thread is.
@@ -75,6 +79,14 @@ pub(super) fn run_out(thread: Stopped, code: AddrRange, deadline: Deadline) -> R
     Ok(thread)
 }
 
+/// Where the selector byte of a thread is if its calls are dispatched now, and where it is; 0 if there is none.
+fn selector(thread: &Stopped) -> Result<(u64, u64)> {
+    let Some(dispatch) = thread.dispatch()? else { return Ok((0, 0)) };
+    let mut byte = [0];
+    let blocks = remote::read(thread.tid(), VirtAddr(dispatch.selector), &mut byte).is_ok() && byte[0] == 1;
+    Ok((if blocks { dispatch.selector } else { 0 }, dispatch.selector))
+}
+
 impl Held {
     /// Reads registers and mask; a call that answered EINTR to our stop alone will restart.
     pub(super) fn new(thread: Stopped) -> Result<Self> {
@@ -87,7 +99,9 @@ impl Held {
             registers = restart::live(&at_stop, signal_pending);
             thread.set_registers(&registers)?;
         }
-        Ok(Self { at: At::Stopped(thread), tid, stop, at_stop, registers, mask, signal_pending })
+        let (selector, slot) = selector(&thread)?;
+        let at = At::Stopped(thread);
+        Ok(Self { at, tid, stop, at_stop, registers, mask, signal_pending, selector, slot })
     }
 
     pub(super) fn stopped(&self) -> Result<&Stopped> {
@@ -167,6 +181,9 @@ impl Held {
             if reason == Stop::Signal(signal) && regs.rip == sign_at.0 {
                 thread.set_signal_mask(self.mask)?;
                 thread.set_registers(&self.registers)?;
+                if self.selector != 0 {
+                    remote::write(self.tid, VirtAddr(self.selector), &[1])?;
+                }
                 self.at = At::Stopped(thread);
                 return Ok(regs);
             }

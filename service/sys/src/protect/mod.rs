@@ -1,0 +1,107 @@
+//! The daemon's side of the `write-protect` tracker: the control block of the preload library in a stopped member.
+//!
+//! ```text
+//!  hold     nobody in the midst of the library's own work: no lock held, no SIGSYS or SIGSEGV on its way    Held::settled
+//!  lift     who is closed still was not written ► mprotect ► calls pass ► handlers and masks as believed    lift
+//!  …        the checkpoint sees the member as the application made it
+//!  arm      handlers ► slots, dispatching ► table ► mprotect                                                  arm
+//! ```
+//! Each step leaves the member right if we die after it: nothing is closed before faults and calls are answered, and nobody stops
+//! answering before everything is open. What is read of the member is its own word; it decides only about calls inside it.
+
+mod arm;
+mod control;
+mod lift;
+
+use std::time::Duration;
+
+use nix::unistd::Pid;
+
+pub(crate) use self::control::Control;
+use crate::error::{Error, Result};
+use crate::gate::Gate;
+use crate::seize::settle;
+use crate::thread::{Deadline, Stop, Stopped};
+use crate::{AddrRange, VirtAddr};
+
+/// What this program knows of the tracker in a process.
+#[derive(Debug, Default)]
+pub struct Protection {
+    control: Option<Control>,
+    /// Pages that were armed and not written since; known after [`crate::inject::Live::lift`].
+    clean: Vec<AddrRange>,
+}
+
+impl Protection {
+    /// Looks whether a process's system calls are dispatched to the library, and lets its threads end what they are in the midst of.
+    pub(crate) fn settle(threads: Vec<Stopped>, deadline: Deadline) -> Result<(Self, Vec<Stopped>)> {
+        let Some(control) = Control::of_threads(&threads)? else { return Ok((Self::default(), threads)) };
+        let mut settled = Vec::with_capacity(threads.len());
+        for thread in threads {
+            settled.push(run_out(thread, &control, deadline)?);
+        }
+        // A thread that ended without giving the lock back: nothing of the table is relied on but what is checked.
+        if control.is_locked()? {
+            control.unlock()?;
+        }
+        Ok((Self { control: Some(control), clean: Vec::new() }, settled))
+    }
+
+    /// The control block: known from dispatching, or told by the library's table.
+    pub(crate) fn control(&mut self, pid: Pid) -> Result<Option<&Control>> {
+        if self.control.is_none()
+            && let Some(gate) = Gate::find(pid.as_raw())?
+        {
+            self.control = Control::at(pid, VirtAddr(gate.control()))?;
+        }
+        Ok(self.control.as_ref())
+    }
+
+    /// Whether an alternate signal stack is not the application's own but given by the tracker to a thread without one.
+    #[must_use]
+    pub fn is_own_stack(&self, at: u64) -> bool {
+        self.control.is_some_and(|control| control.is_own_stack(at))
+    }
+
+    /// Pages that were armed and not written since, ascending.
+    #[must_use]
+    pub fn clean(&self) -> &[AddrRange] {
+        &self.clean
+    }
+}
+
+/// How often a thread that holds the lock is let run.
+const TURNS: u32 = 400;
+
+/// Lets a thread run until it neither holds the library's lock nor has a signal of the library's on its way.
+fn run_out(thread: Stopped, control: &Control, deadline: Deadline) -> Result<Stopped> {
+    let mut thread = thread;
+    for turn in 0..TURNS {
+        if matches!(thread.reason(), Stop::Group(_)) || deadline.passed() {
+            break;
+        }
+        let holds = control.is_locked()? && control.holds(&thread)?;
+        // A handler of the application's own may be on that stack and stay there.
+        let answers = turn < 20 && control.is_on_stack(&thread)?;
+        if !holds && !answers && !is_on_its_way(&thread)? {
+            break;
+        }
+        let tid = thread.tid();
+        let running = thread.resume(0).map_err(|(_, e)| e)?;
+        if holds {
+            std::thread::sleep(Duration::from_micros(u64::from(turn.min(100)) * 10));
+        }
+        running.interrupt()?;
+        thread = settle(running, deadline).map_err(|(_, e)| e)?.ok_or(Error::Gone(tid))?;
+    }
+    Ok(thread)
+}
+
+/// Whether a fault or a dispatched call of the thread has made a signal that is not delivered yet.
+fn is_on_its_way(thread: &Stopped) -> Result<bool> {
+    let pending = thread.pending_signals(false)?;
+    Ok(pending.iter().any(|info| {
+        let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+        matches!(word(0), libc::SIGSYS | libc::SIGSEGV) && word(8) > 0
+    }))
+}
