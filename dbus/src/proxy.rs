@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use zbus::{OwnedObjectPath, OwnedVariant, Variant};
+use zbus::{Fd, OwnedObjectPath, OwnedVariant, Variant};
 
 use crate::rows::{CheckpointRow, GroupRow, ProblemRow, PruneRow};
 
@@ -35,6 +35,17 @@ pub trait Manager1 {
     ) -> zbus::Result<OwnedObjectPath>;
     #[zbus(allow_interactive_auth)]
     fn prune(&self, group: &str, options: &Options<'_>) -> zbus::Result<Vec<PruneRow>>;
+    #[zbus(allow_interactive_auth)]
+    fn export(
+        &self,
+        group: &str,
+        checkpoint: &str,
+        file: Fd<'_>,
+        options: &Options<'_>,
+    ) -> zbus::Result<OwnedObjectPath>;
+    #[zbus(allow_interactive_auth)]
+    fn import(&self, file: Fd<'_>, options: &Options<'_>)
+    -> zbus::Result<(OwnedObjectPath, OwnedObjectPath)>;
     fn check(&self, group: &str, options: &Options<'_>) -> zbus::Result<(bool, Vec<ProblemRow>)>;
     #[zbus(allow_interactive_auth)]
     fn enable(&self, name: &str, config: &Options<'_>) -> zbus::Result<OwnedObjectPath>;

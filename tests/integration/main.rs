@@ -15,6 +15,7 @@ mod pids;
 mod runner;
 mod services;
 mod storage;
+mod store;
 mod units;
 mod victims;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     tests.extend(victims::tests());
     tests.extend(cases::tests());
     tests.extend(storage::tests());
+    tests.extend(store::tests());
     tests.extend(units::tests());
     tests.extend(pids::tests());
     tests.extend(daemon::tests());

@@ -24,6 +24,16 @@ impl Context {
         Ok(Self { json: cli.json, pager: !cli.no_pager && !cli.json, host: cli.host.clone() })
     }
 
+    /// Refuses a verb that passes a file to ckptd, which a connection over ssh cannot.
+    pub fn only_here(&self, verb: &str) -> Result<(), Failure> {
+        match &self.host {
+            None => Ok(()),
+            Some(host) => Err(Failure::usage(format!(
+                "{verb} passes an open file to ckptd, which -H cannot; use ssh {host} ckptctl {verb} … -"
+            ))),
+        }
+    }
+
     /// Connects.
     pub async fn bus(&self) -> Result<Bus, Failure> {
         Bus::connect(self.host.as_deref()).await

@@ -34,6 +34,12 @@ pub mod ids {
     pub const PRUNED: &str = "d35c08b2f6e147a9905e1b7a4c2f8d13";
     /// Pruning failed.
     pub const PRUNE_FAILED: &str = "486fb0e5c1d34d7f8a27e6c9b3051f14";
+    /// A checkpoint was exported.
+    pub const EXPORTED: &str = "e2b70d94a6c84f1fb3580c7de1f49a15";
+    /// A checkpoint was imported.
+    pub const IMPORTED: &str = "91fd3c60b7ea4a258d40e5b2f7c61316";
+    /// An export or import failed.
+    pub const TRANSFER_FAILED: &str = "5ac8e0f2d1774b3ca96b31f08e2d7417";
     /// Something will not be as it was.
     pub const WARNING: &str = "4b9d0e2c7f61435ca8e3d5b1f9260c09";
     /// A group that was left frozen was thawed.
@@ -53,7 +59,7 @@ pub mod ids {
     /// The daemon itself could not do something.
     pub const PROBLEM: &str = "1b5d8f3a6c0e4297ad7e2b9c4f81d610";
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 24] = [
         CHECKPOINT_DONE,
         CHECKPOINT_FAILED,
         RESTORE_DONE,
@@ -66,6 +72,9 @@ pub mod ids {
         MERGE_FAILED,
         PRUNED,
         PRUNE_FAILED,
+        EXPORTED,
+        IMPORTED,
+        TRANSFER_FAILED,
         WARNING,
         THAWED,
         LEFTOVER_REMOVED,
@@ -148,6 +157,20 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             "checkpoint {} of group {group} is a full one now: the incrementals are folded into it",
             i.id
         ),
+        (_, Ok(Done::Imported(i))) => info!(
+            MESSAGE_ID = ids::IMPORTED,
+            CKPT_GROUP = group,
+            CKPT_ID = i.id,
+            CKPT_BYTES = i.image_bytes,
+            "checkpoint {} of group {group} was imported",
+            i.id
+        ),
+        (Work::Export(id, _), Ok(_)) => info!(
+            MESSAGE_ID = ids::EXPORTED,
+            CKPT_GROUP = group,
+            CKPT_ID = id,
+            "checkpoint {id} of group {group} was exported"
+        ),
         (_, Ok(Done::Pruned(decisions))) => pruned(group, decisions),
         (_, Ok(Done::Plain)) => {}
         (work, Err(failure)) => failed(group, work, failure),
@@ -206,6 +229,13 @@ fn failed(group: &str, work: &Work, failure: &Error) {
             CKPT_GROUP = group,
             CKPT_ERROR = name,
             "the chain of group {group} was not merged: {failure}"
+        ),
+        Work::Export(..) | Work::Import(_) => error!(
+            MESSAGE_ID = ids::TRANSFER_FAILED,
+            CKPT_GROUP = group,
+            CKPT_ERROR = name,
+            "the {} of a checkpoint of group {group} failed: {failure}",
+            work.kind()
         ),
         Work::Prune => error!(
             MESSAGE_ID = ids::PRUNE_FAILED,

@@ -1,5 +1,6 @@
 //! The border between the daemon and the engine: requests, results, events, and what the engine needs of systemd.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use crate::error::Error;
 
 pub use crate::retention::{Action, Decision};
 use crate::timeline::Laps;
+pub use crate::transfer::Incoming;
 
 /// A group by its name and its configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -214,6 +216,8 @@ pub enum Stage {
     Deleting,
     Verifying,
     Merging,
+    Exporting,
+    Importing,
 }
 
 impl Stage {
@@ -232,6 +236,8 @@ impl Stage {
             Stage::Deleting => "deleting",
             Stage::Verifying => "verifying",
             Stage::Merging => "merging",
+            Stage::Exporting => "exporting",
+            Stage::Importing => "importing",
         }
     }
 }
@@ -347,6 +353,10 @@ pub trait Engine: Send + Sync {
     fn shorten(&self, group: &Group, job: &dyn Job) -> Result<Option<CheckpointInfo>, Error>;
     /// Decides what the rules of `[retention]` keep, and unless it is a dry run removes the rest, newest first. All decisions, newest first.
     fn prune(&self, group: &Group, dry_run: bool, job: &dyn Job) -> Result<Vec<Decision>, Error>;
+    /// Writes a checkpoint, image and snapshots, to a file or a pipe.
+    fn export(&self, group: &Group, id: &str, to: &File, job: &dyn Job) -> Result<(), Error>;
+    /// Reads a checkpoint that was exported, checks it, and takes it into the store.
+    fn import(&self, from: &Incoming, job: &dyn Job) -> Result<CheckpointInfo, Error>;
     /// Reads a checkpoint whole and compares all checksums.
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error>;
     /// Changes description and tags in the manifest.

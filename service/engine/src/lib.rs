@@ -25,6 +25,7 @@ pub mod storage;
 pub mod store;
 pub mod timeline;
 pub mod track;
+pub mod transfer;
 
 pub use api::*;
 pub use error::Error;

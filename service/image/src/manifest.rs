@@ -166,6 +166,15 @@ impl Manifest {
         Self::decode(&path, &read_bounded(&path, LIMIT)?)
     }
 
+    /// The manifest in a text that lies in no directory. Errors: TooLarge, Version, Corrupt.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let path = Path::new(MANIFEST_FILE);
+        match text.len() as u64 > LIMIT {
+            true => Err(ImageError::TooLarge { path: path.into(), found: text.len() as u64, limit: LIMIT }),
+            false => Self::decode(path, text),
+        }
+    }
+
     fn decode(path: &Path, text: &[u8]) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {

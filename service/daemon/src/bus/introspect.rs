@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ckpt_dbus::names::INTERFACES;
 use ckpt_engine::{
-    CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Job as EngineJob, Problem,
-    RestoreInfo, RestoreRequest, Stub, Unit, UnitMain, Units,
+    CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Incoming, Job as EngineJob,
+    Problem, RestoreInfo, RestoreRequest, Stub, Unit, UnitMain, Units,
 };
 use jiff::Timestamp;
 use zbus::object_server::Interface;
@@ -109,6 +109,12 @@ impl Engine for Nothing {
         unsupported()
     }
     fn prune(&self, _: &Group, _: bool, _: &dyn EngineJob) -> Result<Vec<Decision>, Error> {
+        unsupported()
+    }
+    fn export(&self, _: &Group, _: &str, _: &std::fs::File, _: &dyn EngineJob) -> Result<(), Error> {
+        unsupported()
+    }
+    fn import(&self, _: &Incoming, _: &dyn EngineJob) -> Result<CheckpointInfo, Error> {
         unsupported()
     }
     fn verify(&self, _: &Group, _: &str, _: &dyn EngineJob) -> Result<(), Error> {

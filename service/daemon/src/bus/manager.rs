@@ -1,13 +1,14 @@
 //! org.ckpt.Manager1
 
+use std::fs::File;
 use std::sync::Arc;
 
 use ckpt_dbus::names::{actions, checkpoint_path, group_path, job_path};
 use ckpt_dbus::{CheckpointRow, GroupRow, ProblemRow, PruneRow};
 use ckpt_engine::Severity;
-use zbus::OwnedObjectPath;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
+use zbus::{OwnedFd, OwnedObjectPath};
 
 use super::error::BusError;
 use super::options::{self, Dict};
@@ -107,6 +108,36 @@ impl ManagerObject {
         let dry_run = options::prune(options)?;
         let group = self.service.resolve_stored(group).await?;
         Ok(self.service.prune(group, dry_run).await?.iter().map(rows::decision).collect())
+    }
+
+    #[zbus(out_args("job"))]
+    async fn export(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        group: &str,
+        checkpoint: &str,
+        file: OwnedFd,
+        options: Dict,
+    ) -> Result<OwnedObjectPath, BusError> {
+        self.service.authorize(&header, actions::EXPORT, group).await?;
+        let wait = options::job(options)?;
+        let (group, id) = self.service.stored_checkpoint(group, checkpoint).await?;
+        let to = Arc::new(File::from(std::os::fd::OwnedFd::from(file)));
+        Ok(job_path(self.service.job(group, Work::Export(id, to), wait).await?))
+    }
+
+    #[zbus(out_args("job", "checkpoint"))]
+    async fn import(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        file: OwnedFd,
+        options: Dict,
+    ) -> Result<(OwnedObjectPath, OwnedObjectPath), BusError> {
+        self.service.authorize(&header, actions::EXPORT, "").await?;
+        let wait = options::job(options)?;
+        let file = File::from(std::os::fd::OwnedFd::from(file));
+        let (job, id) = self.service.import(file, wait).await?;
+        Ok((job_path(job), checkpoint_path(&id)))
     }
 
     #[zbus(out_args("ok", "problems"))]
@@ -244,7 +275,18 @@ impl ManagerObject {
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn features(&self) -> Vec<&str> {
-        vec!["full", "stop", "snapshots", "restore", "verify", "delete", "merge", "prune", "preload"]
+        vec![
+            "full",
+            "stop",
+            "snapshots",
+            "restore",
+            "verify",
+            "delete",
+            "merge",
+            "prune",
+            "export",
+            "preload",
+        ]
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -1,17 +1,20 @@
 //! A job: one run of the engine for one group. The worker thread tells where it is; the bus shows it.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use ckpt_dbus::names::actions;
-use ckpt_engine::{CheckpointInfo, CheckpointRequest, Decision, Event, RestoreInfo, RestoreRequest, Stage};
+use ckpt_engine::{
+    CheckpointInfo, CheckpointRequest, Decision, Event, Incoming, RestoreInfo, RestoreRequest, Stage,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::bus::error::BusError;
 
 /// What a job does.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Work {
     /// Take a checkpoint.
     Checkpoint(CheckpointRequest),
@@ -27,6 +30,10 @@ pub enum Work {
     Shorten,
     /// Remove what retention does not keep.
     Prune,
+    /// Write a checkpoint to a caller's file.
+    Export(String, Arc<File>),
+    /// Take in a checkpoint that was exported.
+    Import(Arc<Incoming>),
 }
 
 impl Work {
@@ -39,6 +46,8 @@ impl Work {
             Work::Verify(_) => "verify",
             Work::Merge(_) | Work::Shorten => "merge",
             Work::Prune => "prune",
+            Work::Export(..) => "export",
+            Work::Import(_) => "import",
         }
     }
 
@@ -51,6 +60,8 @@ impl Work {
             Work::Verify(_) => "verifying",
             Work::Merge(_) | Work::Shorten => "merging",
             Work::Prune => "pruning",
+            Work::Export(..) => "exporting",
+            Work::Import(_) => "importing",
         }
     }
 
@@ -60,6 +71,7 @@ impl Work {
             Work::Checkpoint(_) | Work::Verify(_) | Work::Merge(_) | Work::Shorten => actions::CHECKPOINT,
             Work::Restore(_) => actions::RESTORE,
             Work::Delete(_) | Work::Prune => actions::DELETE,
+            Work::Export(..) | Work::Import(_) => actions::EXPORT,
         }
     }
 
@@ -78,6 +90,8 @@ pub enum Done {
     Restore(RestoreInfo),
     /// The checkpoint that stands alone now.
     Merged(Box<CheckpointInfo>),
+    /// The checkpoint that is there now.
+    Imported(Box<CheckpointInfo>),
     /// What was kept and removed, and why.
     Pruned(Vec<Decision>),
     /// Nothing to tell.

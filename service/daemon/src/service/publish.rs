@@ -227,7 +227,7 @@ fn stats(outcome: &Outcome) -> Dict {
     match outcome.as_deref() {
         Ok(Done::Checkpoint(info)) => dict(&rows::checkpoint(info)),
         Ok(Done::Restore(info)) => dict(&rows::restore(info)),
-        Ok(Done::Merged(info)) => dict(&rows::checkpoint(info)),
+        Ok(Done::Merged(info) | Done::Imported(info)) => dict(&rows::checkpoint(info)),
         Ok(Done::Pruned(_) | Done::Plain) | Err(_) => Dict::new(),
     }
 }

@@ -1,11 +1,14 @@
 //! Starting jobs: a group runs one at a time, on a thread of its own (ptrace(2) binds a tracer's work to one thread).
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ckpt_engine::{CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Stage, Wait};
+use ckpt_engine::{
+    CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Incoming, Stage, Wait,
+};
 use tokio::sync::mpsc::UnboundedReceiver;
 use ulid::Ulid;
 
@@ -55,6 +58,16 @@ impl Service {
             Done::Pruned(decisions) => Ok(decisions.clone()),
             _ => Ok(Vec::new()),
         }
+    }
+
+    /// Takes in a checkpoint that was exported: the file says of which group. Answers the job and the checkpoint's id.
+    pub async fn import(self: &Arc<Self>, file: File, wait: Wait) -> Result<(u32, String), BusError> {
+        let from = self.blocking(move |_| Incoming::open(file)).await??;
+        let (id, name) = (from.id(), from.group().to_owned());
+        // The group need not be known here, and its units need not be there.
+        let config = self.state().groups.get(&name).map(|k| k.config.clone()).unwrap_or_default();
+        let number = self.job(Group { name, config }, Work::Import(Arc::new(from)), wait).await?;
+        Ok((number, id))
     }
 
     async fn start(self: &Arc<Self>, group: Group, work: Work) -> Result<Arc<Job>, BusError> {
@@ -114,7 +127,7 @@ impl Service {
             return Err(Error::GroupBusy { group: group.name.clone(), doing });
         }
         let known = state.groups.entry(group.name.clone()).or_default();
-        let lane = if work == Work::Shorten { &known.background } else { &known.busy };
+        let lane = if matches!(work, Work::Shorten) { &known.background } else { &known.busy };
         if let Some(other) = lane {
             let doing = format!("job {} is {} it", other.number, other.work.group_state());
             return Err(Error::GroupBusy { group: group.name.clone(), doing });
@@ -130,7 +143,7 @@ impl Service {
             // The engine lets the new job wait for its end.
             merge.cancel();
         }
-        let lane = if job.work == Work::Shorten { &mut known.background } else { &mut known.busy };
+        let lane = if matches!(job.work, Work::Shorten) { &mut known.background } else { &mut known.busy };
         *lane = Some(Arc::clone(&job));
         Ok((job, reports))
     }
@@ -265,5 +278,7 @@ fn perform(engine: &dyn Engine, group: &Group, job: &Job) -> Result<Done, Error>
             Ok(merged.map_or(Done::Plain, |i| Done::Merged(Box::new(i))))
         }
         Work::Prune => engine.prune(group, false, job).map(Done::Pruned),
+        Work::Export(id, to) => engine.export(group, id, to, job).map(|()| Done::Plain),
+        Work::Import(from) => engine.import(from, job).map(|i| Done::Imported(Box::new(i))),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex};
 
 use ckpt_engine::retention::{Candidate, decide};
 use ckpt_engine::{
-    Action, CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Job, Problem,
+    Action, CheckpointInfo, CheckpointRequest, Decision, Engine, Error, Event, Group, Incoming, Job, Problem,
     RestoreInfo, RestoreRequest, SnapshotInfo, Stage, UnitMain,
 };
 
@@ -154,6 +154,16 @@ impl Engine for MemoryEngine {
             list.retain(|c| decisions.iter().any(|d| d.id == c.id && d.action == Action::Keep));
         }
         Ok(decisions)
+    }
+
+    fn export(&self, group: &Group, id: &str, to: &std::fs::File, _: &dyn Job) -> Result<(), Error> {
+        use std::io::Write;
+        let found = self.found(&group.name, id)?;
+        (&mut &*to).write_all(found.id.as_bytes()).map_err(|e| Error::io("write", e))
+    }
+
+    fn import(&self, from: &Incoming, _: &dyn Job) -> Result<CheckpointInfo, Error> {
+        Err(Error::Exists(format!("checkpoint {}", from.id())))
     }
 
     fn verify(&self, group: &Group, id: &str, _: &dyn Job) -> Result<(), Error> {

@@ -14,6 +14,7 @@ mod verify;
 mod window;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -27,6 +28,8 @@ use crate::error::Error;
 use crate::storage::{self, Place};
 use crate::store::Store;
 use crate::track::Chain;
+use crate::transfer::{self, Incoming};
+pub(crate) use verify::check_image;
 
 /// Checkpoints and restores the groups of this machine.
 pub struct LocalEngine {
@@ -114,6 +117,15 @@ impl Engine for LocalEngine {
 
     fn prune(&self, group: &Group, dry_run: bool, job: &dyn Job) -> Result<Vec<Decision>, Error> {
         prune::run(self, group, dry_run, job)
+    }
+
+    fn export(&self, group: &Group, id: &str, to: &File, job: &dyn Job) -> Result<(), Error> {
+        transfer::export(&self.store, &group.name, id, to, job)
+    }
+
+    fn import(&self, from: &Incoming, job: &dyn Job) -> Result<CheckpointInfo, Error> {
+        let imported = transfer::import(&self.store, &self.place()?, from, job)?;
+        Ok(describe::info(&imported))
     }
 
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ckpt_image::{Digest, INDEX_FILE, Manifest, PAGES_FILE, PageReader, STATE_FILE, read_state};
 
@@ -13,10 +13,20 @@ use crate::store::Store;
 /// Compares every byte of an image, and of the images it rests on, with their digests; `ancestry` is what
 /// [`Store::ancestry`](crate::store::Store::ancestry) gives. Errors: Corrupt, Canceled, Io.
 pub fn chain(store: &Store, ancestry: &[Manifest], job: &dyn Job) -> Result<(), Error> {
+    let of = |m: &Manifest| store.directory(&m.group, &m.id.to_string());
+    images(&ancestry.iter().map(|m| (of(m), m)).collect::<Vec<_>>(), job)
+}
+
+/// The same for one full image that is not in its place yet.
+pub(crate) fn check_image(directory: &Path, manifest: &Manifest, job: &dyn Job) -> Result<(), Error> {
+    images(&[(directory.to_owned(), manifest)], job)
+}
+
+/// The images of a chain, newest first.
+fn images(chain: &[(PathBuf, &Manifest)], job: &dyn Job) -> Result<(), Error> {
     job.stage(Stage::Verifying);
-    let mut directories = Vec::with_capacity(ancestry.len());
-    for manifest in ancestry {
-        let directory = store.directory(&manifest.group, &manifest.id.to_string());
+    let mut directories = Vec::with_capacity(chain.len());
+    for (directory, manifest) in chain {
         for name in [STATE_FILE, PAGES_FILE, INDEX_FILE] {
             if !manifest.files.contains_key(name) {
                 let why = format!("the manifest does not tell of its file {name}");
@@ -26,8 +36,8 @@ pub fn chain(store: &Store, ancestry: &[Manifest], job: &dyn Job) -> Result<(), 
         for (name, digest) in &manifest.files {
             file(&directory.join(name), digest)?;
         }
-        read_state(&directory)?;
-        directories.push(directory);
+        read_state(directory)?;
+        directories.push(directory.clone());
     }
     let reader = PageReader::open(&directories)?;
     let total = reader.bytes();

@@ -25,6 +25,7 @@ mod mounted;
 mod mounts;
 mod pending;
 mod place;
+mod received;
 mod snapshot;
 mod subvolume;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod tests;
 
 pub use exchange::{Undo, UndoInfo, exchange, interrupted, remove_undo, undos};
 pub use place::{Place, escape};
+pub use received::{Btrfs, Reception};
 pub use snapshot::{Prepared, Taken, remove, remove_orphans, verify};
 pub use subvolume::{Subvolume, check, covering};
 

@@ -12,7 +12,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use ckpt_image::{INDEX_FILE, Kind, Manifest, PAGES_FILE};
+use ckpt_image::{INDEX_FILE, Kind, Manifest, PAGES_FILE, PagesSummary};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use super::{Store, read, sync_directory};
@@ -66,6 +66,25 @@ impl Store {
         step(Step::Removed)
     }
 
+    /// A chain as one full image in a directory beside the store's checkpoints, which goes when this is dropped (and at the next start).
+    ///
+    /// Errors: as [`Store::fold`].
+    pub fn folded(
+        &self,
+        chain: &[Manifest],
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Folded, Error> {
+        let newest = &chain[0];
+        let directory = self.directory(&newest.group, &newest.id.to_string());
+        let aside = directory.with_file_name(format!(".{}.export.merge", newest.id));
+        remove(&aside)?;
+        let mut folded = Folded { directory: aside.clone(), manifest: newest.clone() };
+        let (directory, summary) = self.make_image(chain, &aside, progress)?;
+        folded.manifest = described(newest.clone(), chain, summary);
+        link_others(&folded.manifest, &directory, &aside)?;
+        Ok(folded)
+    }
+
     /// Up to and with the exchange.
     fn make_folded(
         &self,
@@ -74,6 +93,27 @@ impl Store {
         aside: &Path,
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), Error> {
+        let (_, summary) = self.make_image(chain, aside, progress)?;
+        step(Step::Folded)?;
+        // Description and tags may be changed meanwhile, but not between this and the exchange.
+        let _manifests = self.manifests();
+        let manifest = read(directory)?;
+        link_others(&manifest, directory, aside)?;
+        step(Step::Linked)?;
+        let manifest = described(manifest, chain, summary);
+        manifest.commit(aside)?;
+        step(Step::Committed)?;
+        exchange(directory, aside)?;
+        step(Step::Exchanged)
+    }
+
+    /// Makes a directory with `pages` and `pages.index` of a chain; gives that of its newest, too.
+    fn make_image(
+        &self,
+        chain: &[Manifest],
+        aside: &Path,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(PathBuf, PagesSummary), Error> {
         remove(aside)?;
         fs::DirBuilder::new()
             .mode(0o700)
@@ -85,22 +125,43 @@ impl Store {
             ckpt_sys::reflink::share(from, offset, to, at, len).map_err(std::io::Error::from)
         };
         let summary = ckpt_image::fold(&directories, aside, &share, progress)?.ok_or(Error::Canceled)?;
-        step(Step::Folded)?;
-        // Description and tags may be changed meanwhile, but not between this and the exchange.
-        let _manifests = self.manifests();
-        let mut manifest = read(directory)?;
-        link_others(&manifest, directory, aside)?;
-        step(Step::Linked)?;
-        manifest.parent = chain[chain.len() - 1].parent;
-        manifest.kind = if manifest.parent.is_some() { Kind::Incremental } else { Kind::Full };
-        manifest.pages_written = summary.pages_written;
-        manifest.files.insert(PAGES_FILE.into(), summary.pages);
-        manifest.files.insert(INDEX_FILE.into(), summary.index);
-        manifest.image_bytes = manifest.files.values().map(|digest| digest.bytes).sum();
-        manifest.commit(aside)?;
-        step(Step::Committed)?;
-        exchange(directory, aside)?;
-        step(Step::Exchanged)
+        Ok((directories[0].clone(), summary))
+    }
+}
+
+/// The manifest of a folded image.
+fn described(mut manifest: Manifest, chain: &[Manifest], summary: PagesSummary) -> Manifest {
+    manifest.parent = chain[chain.len() - 1].parent;
+    manifest.kind = if manifest.parent.is_some() { Kind::Incremental } else { Kind::Full };
+    manifest.pages_written = summary.pages_written;
+    manifest.files.insert(PAGES_FILE.into(), summary.pages);
+    manifest.files.insert(INDEX_FILE.into(), summary.index);
+    manifest.image_bytes = manifest.files.values().map(|digest| digest.bytes).sum();
+    manifest
+}
+
+/// A chain as one image, for as long as this lives.
+#[derive(Debug)]
+pub struct Folded {
+    directory: PathBuf,
+    manifest: Manifest,
+}
+
+impl Folded {
+    /// Where it lies.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its manifest, which is not written.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+impl Drop for Folded {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

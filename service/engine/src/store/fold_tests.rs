@@ -10,7 +10,7 @@ use super::tests::{Scene, id, manifest};
 use super::*;
 
 const PAGE: usize = 4096;
-const SPACE: Container = Container::Space(SpaceId(0));
+pub(crate) const SPACE: Container = Container::Space(SpaceId(0));
 
 /// Commits a checkpoint that stores `stored` and has all other pages below 16 of its parent.
 fn add(scene: &Scene, n: u128, parent: Option<u128>, stored: &[u64]) {
@@ -39,7 +39,7 @@ fn add(scene: &Scene, n: u128, parent: Option<u128>, stored: &[u64]) {
 }
 
 /// A full and three incrementals, and one that rests on the second.
-fn scene(name: &str) -> Scene {
+pub(crate) fn scene(name: &str) -> Scene {
     let scene = Scene::new(name);
     add(&scene, 0, None, &[0, 1, 2, 3, 9]);
     add(&scene, 1, Some(0), &[1, 9]);

@@ -212,6 +212,6 @@ pub fn sync_directory(path: &Path) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod fold_tests;
+pub(crate) mod fold_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
