@@ -317,7 +317,7 @@ fn a_full_disk_loses_nothing(name: &str) {
         assert!(said.contains("NoSpace") || said.contains("no space"), "{said}");
         victim.ask();
         let listed: Vec<_> = list(name).iter().map(id).collect();
-        assert_eq!(listed, [taken.id.clone()], "nothing half-done is listed");
+        assert_eq!(listed, std::slice::from_ref(&taken.id), "nothing half-done is listed");
         must(&["ckptctl", "verify", name]);
         let snapshots = must(&["btrfs", "subvolume", "list", "/srv"]);
         assert_eq!(snapshots.matches(&format!(".ckpt/{name}/")).count(), 1, "{snapshots}");
