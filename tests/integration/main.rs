@@ -13,6 +13,7 @@ mod fixture;
 mod incremental;
 mod pids;
 mod runner;
+mod sandboxes;
 mod services;
 mod storage;
 mod store;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     tests.extend(store::tests());
     tests.extend(units::tests());
     tests.extend(pids::tests());
+    tests.extend(sandboxes::tests());
     tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());

@@ -2,30 +2,10 @@
 
 use crate::fixture::Group;
 use crate::runner::{Test, test};
-use crate::victims::goes_back;
 use ckpt_tests::system::{ckptctl, eventually, main_pid, must, property, run};
 
-/// Settings of sandboxed services: a name for the test, lines for [Service].
-const SANDBOXES: [(&str, &str); 9] = [
-    ("user", "User=nobody"),
-    ("dynamic-user", "DynamicUser=yes\nReadWritePaths=/srv\nStateDirectory=victim"),
-    ("private-tmp", "PrivateTmp=yes"),
-    ("protect-system", "ProtectSystem=strict\nReadWritePaths=/srv\nProtectHome=yes\nPrivateTmp=yes"),
-    ("private-devices", "PrivateDevices=yes\nProtectKernelTunables=yes\nProtectControlGroups=yes"),
-    ("no-new-privileges", "NoNewPrivileges=yes\nUser=nobody"),
-    ("syscall-filter", "SystemCallFilter=@system-service\nSystemCallErrorNumber=EPERM\nNoNewPrivileges=yes"),
-    ("capabilities", "CapabilityBoundingSet=CAP_CHOWN\nAmbientCapabilities=CAP_CHOWN\nUser=nobody"),
-    ("runtime-directory", "RuntimeDirectory=victim\nLimitNOFILE=2048\nNice=5\nUMask=0007"),
-];
-
 pub(crate) fn tests() -> Vec<Test> {
-    let mut tests: Vec<Test> = SANDBOXES
-        .iter()
-        .map(|&(sandbox, settings)| {
-            test(&format!("sandbox-{sandbox}"), move |name| goes_back(name, "signals", "", settings))
-        })
-        .collect();
-    tests.extend([
+    vec![
         test("units-checkpoint-service", checkpoint_service),
         test("units-timer", timer),
         test("units-restore-service", restore_service),
@@ -34,8 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("units-journal", a_restored_unit_logs),
         test("units-enable-disable", enable_and_disable_leave_no_trace),
         test("units-private-tmp-content", ephemeral_files_come_back),
-    ]);
-    tests
+    ]
 }
 
 fn checkpoints(group: &str) -> usize {

@@ -34,6 +34,13 @@ pub fn namespaces(pid: i32) -> NamespaceRecord {
     }
 }
 
+/// A unit of which systemd made a user namespace, which a restore does not enter: what stands against it, object and remedy.
+pub(super) fn user_namespace(of: &NamespaceRecord) -> Option<(&'static str, &'static str, &'static str)> {
+    let ours = stat("/proc/self/ns/user").map_or(0, |s| s.st_ino);
+    let text = "it lives in a user namespace of its own (PrivateUsers=), which cannot be rebuilt";
+    (of.user != ours).then_some((text, "ns/user", "take PrivateUsers= out of the unit and restart it"))
+}
+
 /// Children of a thread (/proc/PID/task/TID/children), zombies too.
 pub(super) fn children(pid: i32, tid: i32) -> Vec<i32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();

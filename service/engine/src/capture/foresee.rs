@@ -8,7 +8,7 @@ use ckpt_image::records::{NamespaceRecord, UnitIndex};
 use ckpt_sys::task;
 use nix::unistd::Pid;
 
-use super::family::{children, first_difference, namespaces, pid_namespaces};
+use super::family::{children, first_difference, namespaces, pid_namespaces, user_namespace};
 use super::member::refusal;
 use super::sharing::is_plain_thread;
 use super::text;
@@ -33,6 +33,7 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let homes = homes(candidates);
     problems.extend(far_away(candidates));
+    problems.extend(candidates.iter().filter_map(of_other_users));
     for candidate in candidates {
         let Ok(tids) = task::threads(Pid::from_raw(candidate.pid)) else { continue };
         problems.extend(homes.get(&candidate.unit).and_then(|home| away(candidate, home)));
@@ -78,6 +79,12 @@ fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     away.into_iter()
         .map(|(pid, index)| refusal("namespace", unit(index), pid, "ns/pid", text, remedy))
         .collect()
+}
+
+/// It lives in a user namespace.
+fn of_other_users(candidate: &Candidate<'_>) -> Option<Problem> {
+    let (text, object, remedy) = user_namespace(&namespaces(candidate.pid))?;
+    Some(refusal("namespace", candidate.unit_name, candidate.pid, object, text, remedy))
 }
 
 /// Its first thread has ended, others have not.

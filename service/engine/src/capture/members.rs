@@ -17,7 +17,7 @@ use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, Error as SysError, cgroup};
 use nix::unistd::Pid as TaskId;
 
-use super::family::{children, first_difference, parents_first, pid_namespaces, unit_of};
+use super::family::{children, first_difference, parents_first, pid_namespaces, unit_of, user_namespace};
 use super::files::Files as FileRegistry;
 use super::filters::Filters;
 use super::identities::{Identities, collisions};
@@ -228,6 +228,10 @@ impl Members {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
+            if let Some((text, object, remedy)) = user_namespace(&main.namespaces) {
+                let pid = main.live.pid().as_raw();
+                problems.push(refusal("namespace", &unit.name, pid, object.to_owned(), text, remedy));
+            }
             for member in of_unit() {
                 let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");

@@ -102,6 +102,7 @@ impl Capture {
         };
         let people = members.capture(&self.units, &mut self.files, deadline).map_err(failed)?;
         refuse(group, &people.problems)?;
+        let homes = homes(&mut self.units, &people);
         let open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
         refuse(group, &open.problems)?;
 
@@ -144,7 +145,7 @@ impl Capture {
         let (sysv, problems) = sysv::look(&people.living, |unit| self.units[unit.index()].name.clone())?;
         refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects, Some(&chain)).map_err(|e| e.for_group(group))?;
-        archive_ephemeral(&mut self.units, directory)?;
+        archive_ephemeral(&mut self.units, &homes, directory)?;
         let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
         let until = std::time::Instant::now() + deadline.left();
@@ -228,12 +229,26 @@ fn settle_ids(mut people: members::Captured, units: &mut [UnitRecord]) -> member
     people
 }
 
+/// Whose namespaces are those of each unit, by our ids: its main process, or the first living one of a unit that has none, whose record is
+/// completed.
+fn homes(units: &mut [UnitRecord], people: &members::Captured) -> Vec<Option<Pid>> {
+    let home = |(index, unit): (usize, &mut UnitRecord)| {
+        if unit.main_pid.is_some() {
+            return unit.main_pid;
+        }
+        unit.namespaces =
+            people.processes.iter().find(|p| p.unit.index() == index && p.body.is_some())?.namespaces;
+        people.living.iter().find(|(unit, _)| unit.index() == index).map(|(_, pid)| Pid(*pid))
+    };
+    units.iter_mut().enumerate().map(home).collect()
+}
+
 /// Archives what systemd removes with the units; afterwards the records name those directories that were there.
-fn archive_ephemeral(units: &mut [UnitRecord], directory: &Path) -> Result<(), Error> {
-    for (index, unit) in units.iter_mut().enumerate() {
+fn archive_ephemeral(units: &mut [UnitRecord], homes: &[Option<Pid>], directory: &Path) -> Result<(), Error> {
+    for (index, (unit, home)) in units.iter_mut().zip(homes).enumerate() {
         let directories = std::mem::take(&mut unit.ephemeral);
-        if let Some(main) = unit.main_pid.filter(|_| !directories.is_empty()) {
-            unit.ephemeral = ephemeral::archive(main.0, &directories, directory, index)?;
+        if let Some(home) = home.filter(|_| !directories.is_empty()) {
+            unit.ephemeral = ephemeral::archive(home.0, &directories, directory, index)?;
         }
     }
     Ok(())

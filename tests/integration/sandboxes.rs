@@ -1,0 +1,133 @@
+//! Sandboxed services, and services with settings of every kind: systemd builds the same around the restored processes.
+
+use ckpt_tests::system::{must, run};
+
+use crate::fixture::Group;
+use crate::runner::{Test, test};
+use crate::victims::goes_back;
+
+/// A name for the test, the victim, lines for [Service].
+const SANDBOXES: [(&str, &str, &str); 29] = [
+    ("user", "signals", "User=nobody"),
+    ("dynamic-user", "signals", "DynamicUser=yes\nReadWritePaths=/srv\nStateDirectory=victim"),
+    ("private-tmp", "signals", "PrivateTmp=yes"),
+    (
+        "protect-system",
+        "signals",
+        "ProtectSystem=strict\nReadWritePaths=/srv\nProtectHome=yes\nPrivateTmp=yes",
+    ),
+    ("private-devices", "signals", "PrivateDevices=yes\nProtectKernelTunables=yes\nProtectControlGroups=yes"),
+    ("no-new-privileges", "signals", "NoNewPrivileges=yes\nUser=nobody"),
+    (
+        "syscall-filter",
+        "signals",
+        "SystemCallFilter=@system-service\nSystemCallErrorNumber=EPERM\nNoNewPrivileges=yes",
+    ),
+    (
+        "capabilities",
+        "signals",
+        "CapabilityBoundingSet=CAP_CHOWN\nAmbientCapabilities=CAP_CHOWN\nUser=nobody",
+    ),
+    ("runtime-directory", "files", "RuntimeDirectory=victim\nLimitNOFILE=2048\nNice=5\nUMask=0007"),
+    ("no-capabilities", "processes", "CapabilityBoundingSet="),
+    ("network", "tcp", "PrivateNetwork=yes"),
+    ("write-or-execute", "threads", "MemoryDenyWriteExecute=yes\nUser=nobody"),
+    (
+        "restricted",
+        "processes",
+        "RestrictNamespaces=yes\nRestrictRealtime=yes\nRestrictSUIDSGID=yes\nLockPersonality=yes\n\
+         SystemCallArchitectures=native\nRestrictAddressFamilies=AF_UNIX",
+    ),
+    ("proc", "processes", "ProtectProc=invisible\nProcSubset=pid\nUser=nobody"),
+    ("ipc", "shared", "PrivateIPC=yes"),
+    (
+        "host-name",
+        "identity",
+        "ProtectHostname=yes\nProtectClock=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes",
+    ),
+    (
+        "mounts",
+        "files",
+        "TemporaryFileSystem=/mnt\nBindPaths=/usr:/mnt/usr\nInaccessiblePaths=/opt\nReadOnlyPaths=/etc",
+    ),
+    ("no-exec", "memory", "NoExecPaths=/\nExecPaths=/usr /lib /lib64 /work /srv"),
+    (
+        "scheduling",
+        "threads",
+        "CPUSchedulingPolicy=batch\nCPUAffinity=0\nIOSchedulingClass=idle\nTimerSlackNSec=1ms",
+    ),
+    (
+        "limits",
+        "threads",
+        "LimitNOFILE=1000:2000\nLimitCORE=0\nLimitSTACK=4M\nLimitMEMLOCK=1M\nOOMScoreAdjust=300",
+    ),
+    ("resources", "processes", "MemoryHigh=1G\nTasksMax=64\nCPUWeight=20\nIOWeight=20\nCPUQuota=80%"),
+    ("groups", "identity", "User=nobody\nGroup=nogroup\nSupplementaryGroups=audio video\nUMask=0027"),
+    ("keyring", "identity", "KeyringMode=shared"),
+    ("credentials", "files", "SetCredential=word:secret\nUser=nobody\nPrivateMounts=yes"),
+    (
+        "directories",
+        "files",
+        "StateDirectory=v\nCacheDirectory=v\nLogsDirectory=v\nConfigurationDirectory=v\nDynamicUser=yes\nReadWritePaths=/srv",
+    ),
+    ("working-directory", "files", "WorkingDirectory=/srv\nPrivateTmp=yes\nEnvironment=LANG=C"),
+    ("personality", "memory", "Personality=x86-64\nSecureBits=no-setuid-fixup"),
+    (
+        "filter-list",
+        "registers",
+        "SystemCallFilter=~@mount @swap @reboot @module @raw-io @debug @obsolete\nNoNewPrivileges=yes\nUser=nobody",
+    ),
+    (
+        "everything",
+        "pipes",
+        "DynamicUser=yes\nReadWritePaths=/srv\nProtectSystem=strict\nProtectHome=yes\nPrivateTmp=yes\nPrivateDevices=yes\n\
+         PrivateNetwork=yes\nPrivateIPC=yes\nProtectHostname=yes\nProtectClock=yes\nProtectKernelTunables=yes\n\
+         ProtectKernelModules=yes\nProtectKernelLogs=yes\nProtectControlGroups=yes\nProtectProc=invisible\nProcSubset=pid\n\
+         RestrictNamespaces=yes\nRestrictRealtime=yes\nRestrictSUIDSGID=yes\nRestrictAddressFamilies=AF_UNIX\n\
+         LockPersonality=yes\nMemoryDenyWriteExecute=yes\nNoNewPrivileges=yes\nCapabilityBoundingSet=\n\
+         SystemCallFilter=@system-service\nSystemCallArchitectures=native\nRemoveIPC=yes\nUMask=0077",
+    ),
+];
+
+pub(crate) fn tests() -> Vec<Test> {
+    let one = |&(sandbox, victim, settings): &(&str, &'static str, &'static str)| {
+        // The port of the victim `tcp`.
+        let arguments = if victim == "tcp" { "7702" } else { "" };
+        test(&format!("sandbox-{sandbox}"), move |name| goes_back(name, victim, arguments, settings))
+    };
+    let mut tests: Vec<Test> = SANDBOXES.iter().map(one).collect();
+    tests.push(test("sandbox-users", a_user_namespace_is_refused));
+    tests.push(test("sandbox-root-directory", another_root));
+    tests
+}
+
+/// It is refused by name, and goes on.
+fn a_user_namespace_is_refused(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim("memory", "", "PrivateUsers=yes");
+    let said = group.check();
+    assert_eq!(
+        (&said["problems"][0]["code"], &said["problems"][0]["object"]),
+        (&"namespace".into(), &"ns/user".into())
+    );
+    assert_eq!(run(&["ckptctl", "checkpoint", name]).status.code(), Some(4));
+    assert_eq!(victim.ask(), 0);
+}
+
+/// A service with a root directory of its own, into which systemd binds what it needs.
+fn another_root(name: &str) {
+    let root = format!("/run/{name}-root");
+    must(&["mkdir", "-p", &format!("{root}/usr"), &format!("{root}/srv"), &format!("{root}/tmp")]);
+    for link in ["bin", "lib", "lib64"] {
+        must(&["ln", "-s", &format!("usr/{link}"), &format!("{root}/{link}")]);
+    }
+    let target = std::env::current_exe().expect("this program's path");
+    let target = target.parent().and_then(std::path::Path::parent).expect("target/debug/integration");
+    let settings = format!(
+        "RootDirectory={root}\nMountAPIVFS=yes\nBindReadOnlyPaths=/usr {}\nBindPaths=/srv /run/systemd/notify",
+        target.display()
+    );
+    must(&["mkdir", "-p", &format!("{root}{}", target.display())]);
+    goes_back(name, "files", "", &settings);
+}
