@@ -217,7 +217,11 @@ pub(crate) fn clean_up(name: &str) {
         within(20, &["systemctl", "kill", "--signal=ABRT", "ckptd.service"]);
     }
     for entry in fs::read_dir(UNITS).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&format!("{name}-")) {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        if file.starts_with(&format!("{name}-")) {
+            if file.ends_with(".socket") {
+                within(20, &["systemctl", "stop", &file]);
+            }
             let _ = fs::remove_file(entry.path());
             let _ = fs::remove_dir_all(entry.path());
         }

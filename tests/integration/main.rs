@@ -17,6 +17,7 @@ mod sandboxes;
 mod services;
 mod storage;
 mod store;
+mod unit_types;
 mod units;
 mod victims;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     tests.extend(units::tests());
     tests.extend(pids::tests());
     tests.extend(sandboxes::tests());
+    tests.extend(unit_types::tests());
     tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());

@@ -65,7 +65,7 @@ fn boot(args: &MachineArgs, cgroup: &Cgroup, driver: Pid, report: &mut File) -> 
     };
     drop(disk);
     say(report, &format!("pid {systemd}"))?;
-    wait_ready(&notify, systemd, report)?;
+    attend(&notify, systemd, report)?;
     waitpid(systemd, None).of("wait for PID 1")?;
     Ok(())
 }
@@ -95,20 +95,22 @@ fn become_systemd(cgroup: &Cgroup) -> Result<std::convert::Infallible> {
     Err(error).of("start systemd")
 }
 
-/// Waits for systemd's READY=1, sd_notify(3), or for its end.
-fn wait_ready(notify: &UnixDatagram, systemd: Pid, report: &mut File) -> Result<()> {
+/// Waits for systemd's READY=1, sd_notify(3), then for its end. It goes on telling its status, and would wait for a reader.
+fn attend(notify: &UnixDatagram, systemd: Pid, report: &mut File) -> Result<()> {
     let pidfd = crate::enter::open_pidfd(systemd)?;
     let mut message = [0; 4096];
+    let mut ready = false;
     loop {
         let mut fds =
             [PollFd::new(notify.as_fd(), PollFlags::POLLIN), PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::NONE).of("wait for systemd")?;
         if fds[1].any() == Some(true) {
-            return say(report, "error systemd ended during the boot");
+            return if ready { Ok(()) } else { say(report, "error systemd ended during the boot") };
         }
         let len = notify.recv(&mut message).of("read systemd's message")?;
-        if message[..len].split(|b| *b == b'\n').any(|line| line == b"READY=1") {
-            return say(report, "ready");
+        if !ready && message[..len].split(|b| *b == b'\n').any(|line| line == b"READY=1") {
+            ready = true;
+            say(report, "ready")?;
         }
     }
 }

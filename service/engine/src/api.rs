@@ -295,6 +295,8 @@ pub struct Unit {
     pub private_tmp: bool,
     /// WatchdogUSec=, 0 if none.
     pub watchdog_usec: u64,
+    /// BusName= of a unit of Type=dbus; else empty.
+    pub bus_name: String,
     /// Environment that the drop-in of ckpt puts in is in effect: the main process has the preload library mapped.
     pub preloaded: bool,
 }

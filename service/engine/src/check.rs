@@ -33,6 +33,7 @@ pub fn group(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvol
 fn look(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>, Vec<Problem>), Error> {
     let (subvolumes, mut problems) = storage::check(place, &group.config.subvolumes)?;
     problems.extend(units.iter().filter_map(|unit| watchdog(unit, group.config.capture.max_freeze)));
+    problems.extend(units.iter().filter_map(bus_name));
     let running: Vec<_> = units.iter().filter(|u| !u.cgroup.is_empty()).cloned().collect();
     let members = members::list(&running)?;
     if members.is_empty() {
@@ -95,6 +96,19 @@ fn watchdog(unit: &Unit, max_freeze: Duration) -> Option<Problem> {
         object: format!("WatchdogSec={}ms", watchdog.as_millis()),
         text: format!("it may fire in a freeze window of up to {}ms", max_freeze.as_millis()),
         remedy: "make WatchdogSec= longer, or capture.max_freeze shorter".into(),
+    })
+}
+
+/// The bus closes the connection with the processes' end, and systemd stops a unit of Type=dbus that has lost its name.
+fn bus_name(unit: &Unit) -> Option<Problem> {
+    (!unit.bus_name.is_empty()).then(|| Problem {
+        code: "bus-name".into(),
+        severity: Severity::Error,
+        unit: unit.name.clone(),
+        pid: 0,
+        object: format!("BusName={}", unit.bus_name),
+        text: "it would lose its name on the bus at a restore, and systemd would stop it".into(),
+        remedy: "give it Type=notify or Type=exec if it connects to the bus again by itself; else leave it out of the group".into(),
     })
 }
 

@@ -65,12 +65,13 @@ ExecStopPost=
 ";
 
 /// In place of the unit's program: everything that systemd sets up is the unit's own, only what runs is not.
-/// `extra` are further lines of [Service].
-pub fn stub(stub: &Path, extra: &str) -> String {
+/// `bound_to`: other units have BindsTo= to it, which systemd does not start before it is active. `extra` are further lines of [Service].
+pub fn stub(stub: &Path, bound_to: bool, extra: &str) -> String {
     let stub = stub.display();
+    let kind = if bound_to { "exec" } else { "notify" };
     format!(
         "# Written by ckptd for a restore that is under way; it goes when the restore ends.
-{QUIET}Type=notify
+{QUIET}Type={kind}
 NotifyAccess=all
 ExecCondition=
 ExecStartPre=
@@ -82,6 +83,9 @@ RemainAfterExit=no
 # Ends a stub whose ckptd died; filling terabytes of memory takes less.
 TimeoutStartSec=1h
 {extra}[Unit]
+# What has to hold before the program's first start; an empty one resets all.
+ConditionPathExists=
+AssertPathExists=
 StartLimitIntervalSec=0
 RefuseManualStart=no
 JobTimeoutSec=infinity

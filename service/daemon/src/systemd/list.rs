@@ -100,6 +100,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
     let main_pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
     let unit = bridge.unit(&path).await?;
     let runtime = service.runtime_directory().await.map_err(of)?;
+    let of_bus = service.kind().await.map_err(of)? == "dbus";
     Ok(Unit {
         // A unit may have been named by an alias (redis.service): one unit has one name.
         name: unit.id().await.map_err(of)?,
@@ -118,6 +119,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
             .await
             .map_err(of)
             .map(|w| if w == u64::MAX { 0 } else { w })?,
+        bus_name: if of_bus { service.bus_name().await.map_err(of)? } else { String::new() },
         preloaded: main_pid > 0 && preloaded(main_pid),
     })
 }

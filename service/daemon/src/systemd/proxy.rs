@@ -54,6 +54,8 @@ pub trait Unit {
     #[zbus(property)]
     fn drop_in_paths(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
+    fn binds_to(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
     fn on_failure(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn on_success(&self) -> zbus::Result<Vec<String>>;
@@ -89,6 +91,10 @@ pub trait Service {
     fn runtime_directory(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn private_tmp(&self) -> zbus::Result<bool>;
+    #[zbus(property, name = "Type")]
+    fn kind(&self) -> zbus::Result<String>;
+    #[zbus(property)]
+    fn bus_name(&self) -> zbus::Result<String>;
     #[zbus(property, name = "WatchdogUSec")]
     fn watchdog_usec(&self) -> zbus::Result<u64>;
     #[zbus(property)]

@@ -21,10 +21,16 @@ impl Systemd {
     /// Writes the restore drop-ins. `now`: they are in effect when this returns, else from the next time that systemd loads the unit.
     pub(super) fn hold(&self, units: &[String], now: bool) -> Result<(), Error> {
         let _writing = self.lock_writing();
+        let mut bound_to = BTreeSet::new();
+        for unit in units {
+            // BoundBy= would not do: it names loaded units only.
+            bound_to.extend(self.bridge.run(self.binds_to(unit))?);
+        }
         for unit in units {
             let lines = self.bridge.run(self.sandbox_lines(unit))?;
+            let bound_to = bound_to.contains(unit);
             self.lock_held().insert(unit.clone(), this_job());
-            dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), &lines))?;
+            dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), bound_to, &lines))?;
         }
         // A reload costs tens of milliseconds, so it is only for units that stay loaded while they are stopped, because others want them.
         // A unit that nobody refers to was forgotten, and has been loaded anew with its drop-in just now.
@@ -120,7 +126,10 @@ impl Systemd {
         self.bridge.run(async {
             self.start_slices(units).await?;
             let manager = self.bridge.manager().await?;
-            for unit in units {
+            for (unit, binds_to) in self.bound_last(units).await? {
+                for other in &binds_to {
+                    self.until_active(other, unit, units.contains(other)).await?;
+                }
                 // Failed before or often started: neither is a reason now.
                 let _ = manager.reset_failed_unit(unit).await;
                 // The units wait for each other's READY otherwise, which comes for all at once.
@@ -132,6 +141,52 @@ impl Systemd {
             }
             Ok(stubs)
         })
+    }
+
+    /// What the unit has BindsTo= to.
+    async fn binds_to(&self, unit: &str) -> Result<Vec<String>, Error> {
+        let path = self.bridge.load(unit).await?;
+        self.bridge.unit(&path).await?.binds_to().await.map_err(|e| failed(unit, &e))
+    }
+
+    /// The units with what they have BindsTo= to, each after those of the others that it is bound to: systemd starts none before those are
+    /// active, whatever the mode of the job.
+    async fn bound_last<'u>(&self, units: &'u [String]) -> Result<Vec<(&'u String, Vec<String>)>, Error> {
+        let mut waiting = Vec::new();
+        for unit in units {
+            waiting.push((unit, self.binds_to(unit).await?));
+        }
+        let mut ordered = Vec::with_capacity(waiting.len());
+        while !waiting.is_empty() {
+            let later: BTreeSet<String> = waiting.iter().map(|(unit, _)| (*unit).clone()).collect();
+            let (first, rest): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|(_, binds_to)| binds_to.iter().all(|b| !later.contains(b)));
+            waiting = rest;
+            if first.is_empty() {
+                // A circle: systemd could not have started it either.
+                ordered.append(&mut waiting);
+            }
+            ordered.extend(first);
+        }
+        Ok(ordered)
+    }
+
+    /// Waits until a unit that `bound` is bound to is active. Unless a job `starts` it, it does not become so by itself.
+    async fn until_active(&self, unit: &str, bound: &str, starts: bool) -> Result<(), Error> {
+        let path = self.bridge.load(unit).await?;
+        let properties = &self.bridge.unit(&path).await?;
+        let what = format!("the start of {unit}, which {bound} has BindsTo= to,");
+        let active = || async move {
+            match properties.active_state().await.map_err(|e| failed(unit, &e))?.as_str() {
+                "active" | "reloading" => Ok(Some(())),
+                "activating" => Ok(None),
+                "inactive" if starts => Ok(None),
+                state => Err(Error::Failed(format!(
+                    "{bound} has BindsTo= to {unit}, which is {state}: start that first, then restore again"
+                ))),
+            }
+        };
+        self.bridge.until(&path, START, &what, active).await
     }
 
     /// `ignore-dependencies` does not start the slice either.
