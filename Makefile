@@ -64,6 +64,7 @@ integration: stage ## tests of the installed project in a throwaway machine; FIL
 		"$$($(CARGO) test -q -p ckptd --test systemd --no-run --message-format=json | \
 		sed -n 's|.*"executable":"\([^"]*/systemd-[^"]*\)".*|\1|p')" --test-threads=1
 	$(machine) run --stage '$(stage)' --timeout 1200 -- $(CURDIR)/target/debug/integration $(FILTER)
+	case "$(FILTER)" in ''|reboot) ./tests/reboot $(CURDIR)/$(machine) '$(stage)' $(CURDIR)/target/victims ;; esac
 
 demo: stage ## Redis and PostgreSQL under load go back together to the moment of a checkpoint
 	@$(machine) run --stage '$(stage)' --timeout 300 -- $(CURDIR)/target/debug/demo

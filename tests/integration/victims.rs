@@ -4,7 +4,7 @@ use crate::fixture::{Group, path};
 use crate::runner::{Test, test};
 
 /// Programs of tests/victims that answer generations: name and arguments.
-const VICTIMS: [(&str, &str); 13] = [
+const VICTIMS: [(&str, &str); 14] = [
     ("memory", ""),
     ("registers", ""),
     ("signals", ""),
@@ -18,6 +18,7 @@ const VICTIMS: [(&str, &str); 13] = [
     ("processes", ""),
     ("replaced", ""),
     ("mappings", ""),
+    ("clocks", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {

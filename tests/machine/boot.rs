@@ -51,6 +51,11 @@ fn boot(args: &MachineArgs, cgroup: &Cgroup, driver: Pid, report: &mut File) -> 
     mounts::build(args, &disk)?;
     let path = mounts::notify_socket();
     let notify = UnixDatagram::bind(&path).on("bind", path)?;
+    if let Some(seconds) = args.clock_offset {
+        let offset = seconds * 1_000_000_000;
+        let offsets = ckpt_sys::time_namespace::Offsets { monotonic: offset, boottime: offset };
+        offsets.unshare().of("make a time namespace")?;
+    }
     // Only now: the first child after this is PID 1, and helper programs ran before.
     unshare(CloneFlags::CLONE_NEWPID).of("make a PID namespace")?;
     // SAFETY: this process has one thread.

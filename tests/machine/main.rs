@@ -72,6 +72,9 @@ pub(crate) struct MachineArgs {
     /// An environment variable for the command: NAME=VALUE, or NAME to pass it on.
     #[arg(long, value_name = "NAME[=VALUE]")]
     setenv: Vec<String>,
+    /// Seconds by which its CLOCK_MONOTONIC and CLOCK_BOOTTIME are ahead of the host's, as another boot would have other ones.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    clock_offset: Option<i64>,
     /// Shut the machine down in order instead of pulling the plug.
     #[arg(long)]
     poweroff: bool,

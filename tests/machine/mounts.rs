@@ -110,6 +110,10 @@ pub(crate) fn finish() -> Result<()> {
             bind(&place, &place)?;
         }
     }
+    // Every boot has an id of its own.
+    let id = Path::new(BASE).join("boot_id");
+    std::fs::copy("/proc/sys/kernel/random/uuid", &id).on("write", &id)?;
+    bind(&id, "/proc/sys/kernel/random/boot_id")?;
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount_at(None, "/proc/sys", None, read_only | secure, None)?;
     if Path::new("/proc/sysrq-trigger").exists() {

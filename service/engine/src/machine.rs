@@ -1,9 +1,11 @@
 //! The machine a checkpoint is taken or restored on: its kernel and its clocks.
 
-use ckpt_image::records::{ClockRecord, KernelRecord};
+use ckpt_image::records::{ClockRecord, KernelRecord, UnitClocks};
 use ckpt_sys::nursery;
+use ckpt_sys::time_namespace::Offsets;
 use nix::sys::utsname::uname;
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 use crate::error::{Error, with_sources};
 
@@ -33,6 +35,15 @@ pub fn clocks() -> Result<ClockRecord, Error> {
         monotonic: read(ClockId::CLOCK_MONOTONIC)?,
         boottime: read(ClockId::CLOCK_BOOTTIME)?,
     })
+}
+
+/// What a process reads of clocks that read thus for us.
+pub fn clocks_of(pid: Pid, ours: &ClockRecord) -> UnitClocks {
+    let (own, theirs) = (Offsets::of(Pid::this()), Offsets::of(pid));
+    UnitClocks {
+        monotonic: ours.monotonic - own.monotonic + theirs.monotonic,
+        boottime: ours.boottime - own.boottime + theirs.boottime,
+    }
 }
 
 /// XCR0 as an extended state tells it (the software-reserved bytes of the XSAVE area, ptrace(2) NT_X86_XSTATE); 0 if it is too short.

@@ -51,6 +51,7 @@ impl Group {
             cgroup: self.cgroup.name().into(),
             main_pid: None,
             namespaces: NamespaceRecord::default(),
+            clocks: Default::default(),
             ephemeral: vec![],
         }
     }
@@ -216,6 +217,7 @@ fn stages() {
         cgroup: cgroup.name().into(),
         main_pid: None,
         namespaces: NamespaceRecord::default(),
+        clocks: Default::default(),
         ephemeral: vec![],
     };
     for _ in 0..10 {

@@ -27,7 +27,7 @@ type Outcome = Result<(), String>;
 const LINKS: usize = 3;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
-const VICTIMS: [&str; 13] = [
+const VICTIMS: [&str; 14] = [
     "registers",
     "memory",
     "identity",
@@ -41,6 +41,7 @@ const VICTIMS: [&str; 13] = [
     "counter",
     "replaced",
     "mappings",
+    "clocks",
 ];
 
 /// Those that come back while somebody else has their process id.

@@ -9,17 +9,22 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result, Subject};
 
+/// CLONE_NEWTIME, Linux 5.6; nix has no name for it.
+pub const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
 /// The kinds that [`Entered`] switches, with their names in /proc/PID/ns.
-const KINDS: [(CloneFlags, &str); 6] = [
+const KINDS: [(CloneFlags, &str); 7] = [
     (CloneFlags::CLONE_NEWPID, "pid"),
     (CloneFlags::CLONE_NEWNS, "mnt"),
     (CloneFlags::CLONE_NEWNET, "net"),
     (CloneFlags::CLONE_NEWIPC, "ipc"),
     (CloneFlags::CLONE_NEWUTS, "uts"),
     (CloneFlags::CLONE_NEWCGROUP, "cgroup"),
+    // That which children are born in; of a process that has not unshared it, its own.
+    (NEW_TIME, "time_for_children"),
 ];
 
-/// The namespaces of a process, held open: PID, mount, network, IPC, host name and cgroup. They live as long as this does. The PID
+/// The namespaces of a process, held open: PID, mount, network, IPC, host name, cgroup and time. They live as long as this does. The PID
 /// namespace is that which children are born in.
 #[derive(Debug)]
 pub struct Namespaces {
@@ -32,7 +37,11 @@ impl Namespaces {
         let mut files = Vec::new();
         for (kind, name) in KINDS {
             let path = format!("/proc/{pid}/ns/{name}");
-            let file = File::open(&path).map_err(|e| Error::io("open", &path, &e))?;
+            let file = match File::open(&path) {
+                // A kernel without this kind.
+                Err(e) if kind == NEW_TIME && e.kind() == std::io::ErrorKind::NotFound => continue,
+                file => file.map_err(|e| Error::io("open", &path, &e))?,
+            };
             let ino = file.metadata().map_err(|e| Error::io("stat", &path, &e))?.ino();
             files.push((kind, file, ino));
         }

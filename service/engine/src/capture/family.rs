@@ -103,6 +103,7 @@ mod tests {
             cgroup: cgroup.into(),
             main_pid: None,
             namespaces: NamespaceRecord::default(),
+            clocks: Default::default(),
             ephemeral: vec![],
         }
     }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitRecord};
+use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitClocks, UnitRecord};
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
 use ckpt_sys::thread::Deadline;
 
@@ -93,6 +93,10 @@ impl Capture {
         deadline: Deadline,
     ) -> Result<Captured, Error> {
         let clocks = machine::clocks()?;
+        for (index, unit) in self.units.iter_mut().enumerate() {
+            let first = members.members.iter().find(|m| m.unit.index() == index).map(|m| m.live.pid());
+            unit.clocks = first.map_or_else(UnitClocks::default, |pid| machine::clocks_of(pid, &clocks));
+        }
         let group = self.group.as_str();
         let failed = |e: ckpt_sys::Error| match e {
             ckpt_sys::Error::Deadline { .. } => {
@@ -214,6 +218,7 @@ fn unit_record(unit: &Unit) -> UnitRecord {
         cgroup: unit.cgroup.clone(),
         main_pid: (unit.main_pid != 0).then_some(Pid(unit.main_pid)),
         namespaces: namespaces(unit.main_pid),
+        clocks: UnitClocks::default(),
         ephemeral: ephemeral::directories(unit),
     }
 }

@@ -25,7 +25,7 @@ use super::pidspace::PidSpace;
 use super::places::{Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
-use super::{Failure, Member, ephemeral, ids, notify, release, tables, thread};
+use super::{Failure, Member, clocks, ephemeral, ids, notify, release, tables, thread};
 use crate::api::UnitMain;
 use crate::kinds::late;
 use crate::kinds::rebuild::Descriptions;
@@ -87,6 +87,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut places = Places::open(&image, &request.units)?;
     let plan = Plan::of(&image, spare_ids())?;
     nursery::block_signals()?;
+    let jumps = clocks::go_on(&mut places, &image)?;
     let space = match request.own_pids || ids::wait_until_free(&image).is_err() {
         true => Some(PidSpace::make(&mut places, &image, &ids::needed(&image)?, mains(&image))?),
         false => None,
@@ -112,7 +113,8 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     }
     rebuild.late_calls()?;
     clock.lap("threads");
-    let warnings = std::mem::take(&mut rebuild.warnings);
+    let mut warnings = std::mem::take(&mut rebuild.warnings);
+    warnings.extend(jumps);
     let units = main_processes(&image, &rebuild.members);
     let init = space.as_ref().map(|space| space.init().as_raw());
     space.map_or(Ok(()), PidSpace::go)?;

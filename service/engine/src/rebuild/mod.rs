@@ -7,6 +7,7 @@
 //! ```
 //! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
+mod clocks;
 pub mod content;
 mod credentials;
 mod driver;

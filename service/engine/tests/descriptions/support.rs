@@ -111,6 +111,7 @@ pub fn rebuild(
         cgroup: "/".into(),
         main_pid: None,
         namespaces: Default::default(),
+        clocks: Default::default(),
         ephemeral: vec![],
     };
     let image = GroupImage {

@@ -131,6 +131,15 @@ pub struct ClockRecord {
     pub boottime: i64,
 }
 
+/// Clock readings of a unit's processes, nanoseconds; 0 where it had none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnitClocks {
+    /// CLOCK_MONOTONIC.
+    pub monotonic: i64,
+    /// CLOCK_BOOTTIME.
+    pub boottime: i64,
+}
+
 /// What the kernel was, as far as a restore depends on it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct KernelRecord {
@@ -157,6 +166,8 @@ pub struct UnitRecord {
     pub main_pid: Option<Pid>,
     /// Namespaces of its main process.
     pub namespaces: NamespaceRecord,
+    /// The clocks that its main process saw, which a time namespace may set apart from those of the host.
+    pub clocks: UnitClocks,
     /// Directories whose content is in `ephemeral/N.tar`, as the unit's processes see them.
     #[serde(with = "path::list")]
     pub ephemeral: Vec<std::path::PathBuf>,

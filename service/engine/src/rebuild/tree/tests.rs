@@ -38,6 +38,7 @@ fn unit() -> UnitRecord {
         cgroup: "/a.service".into(),
         main_pid: None,
         namespaces: NamespaceRecord::default(),
+        clocks: Default::default(),
         ephemeral: vec![],
     }
 }
