@@ -46,7 +46,11 @@ pub(crate) fn bench(report: &mut Report) {
 fn round(pid: Pid) -> [f64; 6] {
     let dir = directory();
     let member = Member { pid: pid.as_raw(), tid: pid.as_raw(), unit: UnitIndex(0), unit_name: "" };
-    let (plan, prepare) = timed(|| Plan::prepare(&[member]).expect("a victim that can be captured"));
+    let (plan, prepare) = timed(|| {
+        let mut plan = Plan::prepare(&[member]).expect("a victim that can be captured");
+        plan.make_room(plan.bytes()).expect("room for the copy");
+        plan
+    });
     let (mut files, mut objects) = (Files::new(vec![], vec![]), Objects::new());
     let mut capture = plan.begin();
     let (_, space) = timed(|| {

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use ckpt_engine::capture::Members;
 use ckpt_engine::capture::session::Capture;
+use ckpt_engine::capture::{Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
 use ckpt_engine::track::{self, Chain};
@@ -161,11 +161,14 @@ impl Scratch {
             let directory = self.image(link);
             let _ = fs::remove_dir_all(&directory);
             fs::create_dir(&directory).map_err(|e| e.to_string())?;
-            let capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
+            let mut capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
+            let mut precopy = Precopy::begin(&directory).map_err(|e| text(&e))?;
+            precopy.run(&mut chain, &Nobody).map_err(|e| text(&e))?;
+            capture.make_room(&chain, &precopy).map_err(|e| text(&e))?;
             let seized =
                 seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
             let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
-            let captured = capture.take(&mut members, chain, &directory, deadline);
+            let captured = capture.take(&mut members, chain, precopy, &directory, deadline);
             let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
             let last = link + 1 == LINKS;
             if last {

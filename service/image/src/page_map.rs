@@ -33,7 +33,7 @@ impl PageMap {
     }
 
     /// Forgets the pages `[first, end)`.
-    fn cut(&mut self, first: u64, end: u64) {
+    pub fn cut(&mut self, first: u64, end: u64) {
         let from = self
             .extents
             .range(..first)

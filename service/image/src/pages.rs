@@ -137,6 +137,27 @@ impl PagesWriter {
         self.put(container, Extent { first, count, store: Store::Parent });
     }
 
+    /// Forgets pages that were stored: they become holes.
+    pub fn forget(&mut self, container: Container, first: u64, count: u64) {
+        if let Some((_, map)) = self.containers.get_mut(&container) {
+            map.cut(first, first + count);
+        }
+    }
+
+    /// Gives everything that was stored for one container to another one, which must not be known yet; `None`: forgets it.
+    pub fn rename(&mut self, from: Container, to: Option<Container>) {
+        if let Some(stored) = self.containers.remove(&from)
+            && let Some(to) = to
+        {
+            self.containers.insert(to, stored);
+        }
+    }
+
+    /// Waits until the disk has what was stored so far. Errors: Io.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(ImageError::io("fdatasync", &self.path))
+    }
+
     /// Bytes of `pages` so far.
     pub fn bytes(&self) -> u64 {
         self.checksums.len() as u64 * PAGE_SIZE

@@ -1,12 +1,12 @@
 //! One capture of a whole group, from the preparation to the files of the image.
 //!
 //! ```text
-//! before the window   prepare   units, what there will be to copy, memory to hold it
+//! before the window   prepare   units, what there will be to copy; Precopy copies while the group runs; memory for the rest
 //! in the window       take      members ► descriptors ► address spaces ► ephemeral files ► contents ► copy
 //! after the thaw      write     state · pages · pages.index · ephemeral/N.tar
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitClocks, UnitRecord};
@@ -18,7 +18,7 @@ use super::family::namespaces;
 use super::members::{self, Members};
 use super::memory::{self, Copied, Plan, SpaceInput};
 use super::sysv;
-use super::{Files, Objects};
+use super::{Files, Objects, Precopy};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
@@ -40,6 +40,7 @@ pub struct Captured {
     image: GroupImage,
     copied: Copied,
     chain: Chain,
+    pages: PagesWriter,
 }
 
 /// What was written.
@@ -59,9 +60,9 @@ pub struct Written {
 }
 
 impl Capture {
-    /// Looks at the running members and takes the memory that their copy needs.
+    /// Looks at the running members.
     ///
-    /// Errors: NotCheckpointable, NoSpace.
+    /// Errors: NotCheckpointable.
     pub fn prepare(group: &Group, units: &[Unit], subvolumes: &[Subvolume]) -> Result<Self, Error> {
         let found = crate::members::list(units)?;
         let members: Vec<_> = found.iter().map(|m| check::memory_member(m, units)).collect();
@@ -74,6 +75,34 @@ impl Capture {
             objects: Objects::new(),
             plan,
         })
+    }
+
+    /// Bytes that members have which the chain does not watch, shared memory not counted.
+    pub fn unwatched(&self, chain: &Chain) -> u64 {
+        let watched: HashSet<i32> = chain
+            .spaces
+            .iter()
+            .filter(|(_, space)| space.watch.is_some())
+            .map(|(key, _)| key.pid())
+            .collect();
+        let own = self.plan.own_bytes().iter();
+        own.filter(|(pid, _)| !watched.contains(pid)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Takes the memory that the copy in the window will need, and looks at the mappings once more: the last before the window.
+    /// With a `precopy`, only what that has not copied.
+    ///
+    /// Errors: NoSpace.
+    pub fn make_room(&mut self, chain: &Chain, precopy: &Precopy) -> Result<(), Error> {
+        let own: u64 = self.plan.own_bytes().values().sum();
+        let shared = self.plan.bytes().saturating_sub(own);
+        let bytes = match precopy.spaces.is_empty() {
+            true => own + shared,
+            false => (self.unwatched(chain) + 2 * precopy.rest).min(own) + shared,
+        };
+        self.plan.make_room(bytes).map_err(|e| e.for_group(&self.group))?;
+        self.plan.look_again();
+        Ok(())
     }
 
     /// The units, in the order of `UnitIndex`.
@@ -89,9 +118,11 @@ impl Capture {
         mut self,
         members: &mut Members,
         mut chain: Chain,
+        precopy: Precopy,
         directory: &Path,
         deadline: Deadline,
     ) -> Result<Captured, Error> {
+        let Precopy { mut pages, spaces: mut early, .. } = precopy;
         let clocks = machine::clocks()?;
         for (index, unit) in self.units.iter_mut().enumerate() {
             let first = members.members.iter().find(|m| m.unit.index() == index).map(|m| m.live.pid());
@@ -129,12 +160,14 @@ impl Capture {
                 }
             };
             let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
+            let before = early.remove(&key);
             let input = SpaceInput {
                 id,
                 brk: facts.layout.brk,
                 ours: &facts.runner,
                 watch: watched.watch.as_deref_mut().map(|watch| watch as _),
                 parent: watched.stored.filter(|_| chain.parent.is_some()),
+                early: before.as_ref(),
             };
             let space = memory
                 .space(&member, input, &mut self.files, &mut self.objects)
@@ -146,6 +179,7 @@ impl Capture {
             chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
         }
         refuse(group, memory.problems())?;
+        early.into_values().for_each(|gone| pages.rename(gone.provisional, None));
         let (sysv, problems) = sysv::look(&people.living, |unit| self.units[unit.index()].name.clone())?;
         refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects, Some(&chain)).map_err(|e| e.for_group(group))?;
@@ -176,7 +210,7 @@ impl Capture {
             clocks,
             kernel,
         };
-        Ok(Captured { image, copied, chain })
+        Ok(Captured { image, copied, chain, pages })
     }
 }
 
@@ -184,15 +218,14 @@ impl Captured {
     /// Writes the files of the image and fsyncs them. Errors: NoSpace, Canceled, Io.
     pub fn write(mut self, directory: &Path, job: &dyn Job) -> Result<Written, Error> {
         let total = self.copied.bytes();
-        let mut pages = PagesWriter::create(directory)?;
-        let complete = self.copied.write(&mut pages, |done| {
+        let complete = self.copied.write(&mut self.pages, |done| {
             job.progress(done, total);
             !job.canceled()
         })?;
         if !complete {
             return Err(Error::Canceled);
         }
-        let summary = pages.finish()?;
+        let summary = self.pages.finish()?;
         self.chain.contents = self.copied.hashes(&self.chain);
         let mut files = BTreeMap::new();
         files.insert(PAGES_FILE.to_owned(), summary.pages);

@@ -1,9 +1,19 @@
 //! Whether the next checkpoint of a group can be an incremental, and what it rests on.
 
+use std::time::Duration;
+
+use ckpt_sys::Error as SysError;
+use ckpt_sys::thread::Deadline;
+
 use super::LocalEngine;
+use super::window::Window;
 use crate::api::{Group, Mode};
-use crate::error::Error;
-use crate::track::{self, Chain};
+use crate::capture::{Capture, Members};
+use crate::error::{Error, with_sources};
+use crate::track::{self, Chain, SpaceKey, WatchedSpace};
+
+/// Memory that is not watched yet and is worth a short stop of its own, so that it can be copied while the group runs.
+const WORTH_A_PAUSE: u64 = 32 << 20;
 
 /// The watches to begin a checkpoint with; their parent is there if it is to be an incremental. They are out of the engine's hands
 /// until the checkpoint is durable, so that after a failure the next one is a full.
@@ -45,4 +55,38 @@ fn why_full(engine: &LocalEngine, group: &Group, chain: &Chain) -> Option<String
         Ok(_) => None,
         Err(e) => Some(format!("its parent {parent} is not whole: {e}")),
     }
+}
+
+/// Begins to watch members that are not watched yet, if they have so much memory that it should not be copied in the window. The
+/// group stands still for it as long as it tells; registering and arming is done while it runs.
+///
+/// Errors: FreezeTimeout.
+pub fn watch(window: &Window<'_>, capture: &Capture, chain: &mut Chain) -> Result<Duration, Error> {
+    if !chain.tracker.is_live() || capture.unwatched(chain) < WORTH_A_PAUSE {
+        return Ok(Duration::ZERO);
+    }
+    let ((), pause) = window.pause(|members, deadline| {
+        watch_all(members, chain, deadline)
+            .map_err(|e| Error::Failed(format!("cannot watch the members: {}", with_sources(&e))))
+    })?;
+    Ok(pause)
+}
+
+fn watch_all(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Result<(), SysError> {
+    let keys: Vec<_> = members.members.iter().map(|member| SpaceKey::of(member.live.pid())).collect();
+    let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>()?;
+    chain.spaces.retain(|key, _| keys.contains(key));
+    for (member, key) in members.members.iter_mut().zip(keys) {
+        if chain.spaces.contains_key(&key) {
+            continue;
+        }
+        match member.live.prepare(deadline) {
+            Ok(()) => {}
+            Err(SysError::NoRunner { .. }) => continue, // the window says so
+            Err(e) => return Err(e),
+        }
+        let watch = chain.tracker.watch(&mut member.live, deadline)?;
+        chain.spaces.insert(key, WatchedSpace { stored: None, watch });
+    }
+    Ok(())
 }

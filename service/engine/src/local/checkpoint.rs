@@ -15,7 +15,7 @@ use ulid::Ulid;
 use super::window::{Still, Window, paired};
 use super::{LocalEngine, chain, describe};
 use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Severity, Stage, Unit};
-use crate::capture::{Capture, Captured, Written};
+use crate::capture::{Capture, Captured, Precopy, Written};
 use crate::check;
 use crate::error::{Error, with_sources};
 use crate::storage::{Prepared, Taken};
@@ -42,16 +42,12 @@ pub fn run(
     };
     let staging = Staging::begin(engine, &group.name, id)?;
     let prepared = Prepared::new(&engine.place()?, &subvolumes, &group.name, &id.to_string())?;
-    let capture = Capture::prepare(group, &units, &subvolumes)?;
-    let chain = chain::begin(engine, group, request.mode)?;
+    let mut capture = Capture::prepare(group, &units, &subvolumes)?;
+    let mut chain = chain::begin(engine, group, request.mode)?;
     let parent = chain.parent;
     let records = capture.units().to_vec();
     canceled(job)?;
 
-    job.stage(Stage::Barrier);
-    for subvolume in &subvolumes {
-        subvolume.flush()?;
-    }
     let cgroups = cgroups(group, &units)?;
     let window = Window {
         group: &group.name,
@@ -61,18 +57,26 @@ pub fn run(
         subvolumes: &subvolumes,
         max_freeze: group.config.capture.max_freeze,
     };
-    let mut still = window.begin()?;
+    let pause = chain::watch(&window, &capture, &mut chain)?;
+    let mut precopy = Precopy::begin(&staging.path)?;
+    precopy.run(&mut chain, job)?;
+    capture.make_room(&chain, &precopy)?;
+    job.stage(Stage::Barrier);
+    for subvolume in &subvolumes {
+        subvolume.flush()?;
+    }
+    let mut still = window.begin(|| precopy.last_round(&mut chain, job))?;
     job.stage(Stage::Frozen);
-    let taken = capture_paired(capture, chain, &mut still, prepared, &staging.path);
+    let taken = capture_paired(capture, (chain, precopy), &mut still, prepared, &staging.path);
     let draft = Draft { id, group, request, units: &units, instant: still.instant, parent };
     if request.stop {
-        let freeze_usec = micros(still.since.elapsed());
+        let freeze_usec = micros(pause + still.since.elapsed());
         let (captured, taken) = taken?;
         let (manifest, _) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
         end(engine, &units, still)?;
         return Ok(describe::info(&manifest));
     }
-    let freeze_usec = micros(still.end()?);
+    let freeze_usec = micros(pause + still.end()?);
     let (captured, taken) = taken?;
     job.captured(&id.to_string());
     let (manifest, mut chain) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
@@ -84,14 +88,14 @@ pub fn run(
 /// Captures in the window, with the snapshots beside it. On failure the snapshots are gone; the caller ends the window.
 fn capture_paired<'s>(
     capture: Capture,
-    chain: Chain,
+    (chain, precopy): (Chain, Precopy),
     still: &mut Still,
     prepared: Prepared<'s>,
     directory: &Path,
 ) -> Result<(Captured, Taken<'s>), Error> {
     let deadline = still.deadline;
     let members = &mut still.members;
-    paired(prepared, || capture.take(members, chain, directory, deadline))
+    paired(prepared, || capture.take(members, chain, precopy, directory, deadline))
 }
 
 /// What the manifest says besides what is measured and written.

@@ -72,21 +72,48 @@ impl Still {
 }
 
 impl Window<'_> {
-    /// Closes the gates, drains, flushes and stops every thread.
+    /// Stops every thread for a moment, gates open, for what only a stopped member lets be done. Bounded like the window.
+    ///
+    /// Errors: FreezeTimeout, as [`Window::begin`].
+    pub fn pause<T>(
+        &self,
+        work: impl FnOnce(&mut Members, Deadline) -> Result<T, Error>,
+    ) -> Result<(T, Duration), Error> {
+        let _preferred = Preferred::begin();
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            match self.stop(None) {
+                Ok((processes, since, _)) => {
+                    let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
+                    let members = Members::hold(processes, self.units, deadline);
+                    let mut members = members.map_err(failed("look at the members"))?;
+                    let done = work(&mut members, deadline);
+                    members.release().map_err(failed("let the members go on"))?;
+                    return Ok((done?, since.elapsed()));
+                }
+                Err(Attempt::Again(why)) => last = why,
+                Err(Attempt::Final(error)) => return Err(error),
+            }
+        }
+        Err(Error::FreezeTimeout { group: self.group.into(), why: last })
+    }
+
+    /// Closes the gates, drains, flushes and stops every thread. `last` is done just before, with the gates closed.
     ///
     /// Errors: FreezeTimeout if not everything stopped within `max_freeze`, on any of a few attempts; the group runs then.
-    pub fn begin(&self) -> Result<Still, Error> {
+    pub fn begin(&self, last: impl FnOnce() -> Result<(), Error>) -> Result<Still, Error> {
         let mut barrier =
             Barrier::close(&self.pids()?, self.drain_deadline()).map_err(failed("close the gates"))?;
         for subvolume in self.subvolumes {
             subvolume.flush()?;
         }
+        last()?;
         let mut last = String::new();
         let preferred = Preferred::begin();
         for _ in 0..ATTEMPTS {
             barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
             barrier.drain(self.drain_deadline());
-            match self.stop(&barrier) {
+            match self.stop(Some(&barrier)) {
                 Ok((processes, since, instant)) => {
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
                     let members = Members::hold(processes, self.units, deadline);
@@ -101,14 +128,14 @@ impl Window<'_> {
     }
 
     /// One attempt to stop everything.
-    fn stop(&self, barrier: &Barrier) -> Result<(Vec<Process>, Instant, Timestamp), Attempt> {
+    fn stop(&self, barrier: Option<&Barrier>) -> Result<(Vec<Process>, Instant, Timestamp), Attempt> {
         let names: Vec<_> = self.cgroups.iter().map(|c| c.name().to_owned()).collect();
         let _record = FrozenRecord::write(self.run, self.group, &names).map_err(Attempt::Final)?;
         let since = Instant::now();
         let deadline = Deadline::after(self.max_freeze);
         let frozen = Frozen::freeze(self.cgroups, deadline).map_err(attempt)?;
         let instant = Timestamp::now();
-        if !barrier.still_quiet() {
+        if barrier.is_some_and(|barrier| !barrier.still_quiet()) {
             return Err(Attempt::Again("file operations began faster than they could be held back".into()));
         }
         let processes = seize_frozen(frozen, deadline).map_err(attempt)?;

@@ -12,6 +12,7 @@
 
 mod chain;
 mod compare;
+mod pageset;
 mod soft_dirty;
 mod watched;
 mod wp_async;
@@ -30,12 +31,18 @@ use crate::config::TrackerChoice;
 use crate::error::Error;
 
 pub use chain::{Chain, ContentHashes, Identity, SpaceKey, WatchedSpace};
+pub use pageset::PageSet;
 pub use watched::{Watched, is_watched};
 
 /// A way to know which pages were written.
 pub trait Tracker: Send + Sync + Debug {
     /// Its name in manifests and lists.
     fn kind(&self) -> Kind;
+
+    /// Whether its watches can do rounds ([`Watch::round`]).
+    fn is_live(&self) -> bool {
+        false
+    }
 
     /// Begins to watch the address space of a stopped member that is prepared to run batches. Nothing is armed yet: all pages count as
     /// written. `None` where this one cannot be watched; then all of it is stored each time.

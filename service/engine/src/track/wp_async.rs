@@ -32,12 +32,17 @@ impl Tracker for WpAsync {
         Kind::WpAsync
     }
 
+    fn is_live(&self) -> bool {
+        true
+    }
+
     fn watch(&self, live: &mut Live, deadline: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
         let pid = live.pid();
         let Some(watch) = WriteWatch::create(live, deadline)? else { return Ok(None) };
         let _watched = Watched::note(pid.as_raw());
         Ok(Some(Box::new(Space {
             pid,
+            area: live.area(),
             watch,
             pagemap: Pagemap::open(pid)?,
             in_window: false,
@@ -52,6 +57,8 @@ impl Tracker for WpAsync {
 #[derive(Debug)]
 struct Space {
     pid: Pid,
+    /// The runner's pages in it: ours, never stored.
+    area: Option<AddrRange>,
     watch: WriteWatch,
     pagemap: Pagemap,
     /// `pagemap` was opened in this window. It is of the address space that it was opened on: after an exec it would show the old one.
@@ -105,6 +112,9 @@ impl Watch for Space {
         all: bool,
     ) -> Result<Option<Vec<AddrRange>>, SysError> {
         let mut written = Vec::new();
+        if self.area == Some(mapping.range) {
+            return Ok(Some(written));
+        }
         if (all || !self.seen.contains(&mapping.range)) && !self.register(mapping.range) {
             // It is stored in the window, or it is gone.
             self.seen.remove(&mapping.range);

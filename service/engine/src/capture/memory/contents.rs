@@ -32,8 +32,14 @@ impl Capture {
             let known = chain.contents.get(&identity)?;
             (chain.parent.is_some() && known.container.is_some()).then_some((chain, known))
         });
-        let mut told = Told { container, inherits: None, parents: Vec::new(), identity: Some(identity) };
-        told.inherits = known.and_then(|(_, known)| known.container);
+        let mut told = Told {
+            container,
+            inherits: known.and_then(|(_, known)| known.container),
+            parents: Vec::new(),
+            early: None,
+            stale: Vec::new(),
+            identity: Some(identity),
+        };
         let source = self.sources.len();
         let mut done = 0;
         for (start, len) in ranges {

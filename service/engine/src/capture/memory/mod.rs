@@ -1,7 +1,7 @@
 //! The memory of members, from their address spaces into the image, in three stages:
 //!
 //! ```text
-//! before the window   Plan::prepare     refusals, how much it will be, memory to hold it
+//! before the window   Plan              refusals, how much it will be, memory to hold it
 //! in the window       Capture::space    one address space: its record, which pages are to be copied     ┐ all threads
 //!                     Capture::contents shared objects and unlinked files: which parts have data        │ stopped
 //!                     Capture::copy     all pages into the arena, on two processors                     ┘
@@ -25,6 +25,7 @@ use std::time::Instant;
 use ckpt_image::Container;
 use ckpt_image::records::{FileId, UnitIndex};
 use ckpt_sys::arena::Arena;
+use ckpt_sys::maps::Mapping;
 
 use self::copy::{Piece, Source};
 use super::{Files, Objects};
@@ -136,6 +137,10 @@ pub(crate) struct Told {
     pub inherits: Option<Container>,
     /// Pages that are as the parent has them: first, count.
     pub parents: Vec<(u64, u64)>,
+    /// Where its pages were put before the window.
+    pub early: Option<Container>,
+    /// Pages that were put there and are no more what they were.
+    pub stale: Vec<(u64, u64)>,
     /// Device and inode number, where the content is compared by hashes.
     pub identity: Option<Identity>,
 }
@@ -160,6 +165,8 @@ pub struct Capture {
     told: Vec<Told>,
     /// Mapped files that were met, so that each is opened once.
     known: HashMap<Shown, FileId>,
+    /// The mappings of each process shortly before the window.
+    seen: HashMap<i32, Vec<Mapping>>,
     problems: Vec<Problem>,
 }
 

@@ -19,6 +19,10 @@ pub struct Survey {
     pub problems: Vec<Problem>,
     /// Bytes that a full copies: own pages, shared memory. Unlinked files and objects that are not mapped come on top.
     pub bytes: u64,
+    /// Those of them that are a process's own, by its id.
+    pub own: HashMap<i32, u64>,
+    /// The mappings of each process, with all details.
+    pub mappings: HashMap<i32, Vec<Mapping>>,
 }
 
 /// Looks at the memory of running members. A member that ends meanwhile is left out.
@@ -35,6 +39,7 @@ pub fn survey(members: &[Member<'_>]) -> Result<Survey, MemoryError> {
         for mapping in &mappings {
             look(&mut survey, &mut objects, member, mapping, shm_dev);
         }
+        survey.mappings.insert(member.pid, mappings);
     }
     Ok(survey)
 }
@@ -63,7 +68,9 @@ fn look(
         survey.problems.push(member.problem(describe(mapping), refusal));
     }
     if !mapping.shared {
-        survey.bytes += mapping.details.map_or(0, |details| details.anonymous);
+        let own = mapping.details.map_or(0, |details| details.anonymous);
+        survey.bytes += own;
+        *survey.own.entry(member.pid).or_default() += own;
     }
 }
 
@@ -100,22 +107,39 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Looks at the members, and takes the memory that the copy of theirs will need.
+    /// Looks at the members.
     ///
-    /// Errors: NoMemory where it would not fit; the caller looks at [`Plan::problems`] before it freezes anything.
+    /// Errors: the kernel's; the caller looks at [`Plan::problems`] before it freezes anything.
     pub fn prepare(members: &[Member<'_>]) -> Result<Self, MemoryError> {
-        let survey = survey(members)?;
+        Ok(Self { survey: survey(members)?, arena: Arena::new(0)?, shm_dev: shm_dev()? })
+    }
+
+    /// Takes the memory that the copy in the window will need. Errors: NoMemory where it would not fit.
+    pub fn make_room(&mut self, bytes: u64) -> Result<(), MemoryError> {
         // The group runs on and grows a little until it is frozen.
-        let need = survey.bytes + survey.bytes / 16 + (4 << 20);
+        let need = bytes + bytes / 16 + (4 << 20);
         let available = available()?;
         if need > available - available / 16 {
             return Err(MemoryError::NoMemory { need, available });
         }
-        let mut arena = Arena::new(need as usize)?;
-        if survey.problems.is_empty() {
-            arena.populate()?;
+        self.arena = Arena::new(need as usize)?;
+        self.arena.populate()?;
+        Ok(())
+    }
+
+    /// Reads the mappings of the members again, as late as possible: reading them takes long where there is much memory, and in the
+    /// window only those processes are asked whose mappings are others by then.
+    pub fn look_again(&mut self) {
+        for (pid, mappings) in &mut self.survey.mappings {
+            if let Ok(now) = read_smaps(Pid::from_raw(*pid)) {
+                *mappings = now;
+            }
         }
-        Ok(Self { survey, arena, shm_dev: shm_dev()? })
+    }
+
+    /// Bytes of a process's own.
+    pub fn own_bytes(&self) -> &HashMap<i32, u64> {
+        &self.survey.own
     }
 
     /// What cannot be captured.
@@ -137,6 +161,7 @@ impl Plan {
             pieces: Vec::new(),
             told: Vec::new(),
             known: HashMap::new(),
+            seen: self.survey.mappings,
             problems: Vec::new(),
         }
     }

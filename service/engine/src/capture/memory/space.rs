@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use ckpt_image::Container;
 use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
-use ckpt_sys::AddrRange;
-use ckpt_sys::maps::{MapName, Mapping, read_smaps};
+use ckpt_sys::maps::{MapName, Mapping, read_maps, read_smaps};
 use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
+use ckpt_sys::{AddrRange, VirtAddr};
 use ckpt_sys::{gather::gather, inject, layout::layout};
 use nix::unistd::Pid;
 
@@ -14,8 +14,9 @@ use super::classify::record_flags;
 use super::copy::{Piece, Source};
 use super::plan::describe;
 use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Told, classify};
+use crate::capture::precopy::Early;
 use crate::capture::{Files, Objects};
-use crate::track::{Watch, is_watched};
+use crate::track::{PageSet, Watch, is_watched};
 
 const MCL_FUTURE: u32 = 2;
 const MCL_ONFAULT: u32 = 4;
@@ -33,12 +34,14 @@ pub struct SpaceInput<'a> {
     pub watch: Option<&'a mut dyn Watch>,
     /// Its number in the parent's image, which has all pages that were not written since.
     pub parent: Option<SpaceId>,
+    /// What was copied before the window.
+    pub early: Option<&'a Early>,
 }
 
 impl<'a> SpaceInput<'a> {
     /// A space of which all pages are taken.
     pub fn whole(id: SpaceId, brk: u64, ours: &'a [AddrRange]) -> Self {
-        Self { id, brk, ours, watch: None, parent: None }
+        Self { id, brk, ours, watch: None, parent: None, early: None }
     }
 }
 
@@ -65,10 +68,14 @@ impl Capture {
                 container: Container::Space(id),
                 inherits: input.parent.map(Container::Space),
                 parents: Vec::new(),
+                early: input.early.map(|early| early.provisional),
+                stale: Vec::new(),
                 identity: None,
             },
+            early: input.early,
+            stale: input.early.map(|early| early.copied.clone()).unwrap_or_default(),
         };
-        let smaps = input.ours.iter().fold(read_smaps(tid)?, |mappings, ours| without(mappings, *ours));
+        let smaps = input.ours.iter().fold(self.mappings(tid)?, |mappings, ours| without(mappings, *ours));
         let mut mappings = Vec::with_capacity(smaps.len());
         for mut mapping in smaps {
             if is_runner(tid, &mapping) {
@@ -83,6 +90,7 @@ impl Capture {
             }
             mappings.push(record);
         }
+        pages.told.stale = pages.stale.iter().collect();
         self.told.push(pages.told);
         let exe = PathBuf::from(format!("/proc/{tid}/exe"));
         let stat = nix::sys::stat::stat(&exe).map_err(|e| read_error(&exe, e))?;
@@ -95,6 +103,21 @@ impl Capture {
             mappings,
             thp_disabled: thp_disabled(&read(&format!("/proc/{tid}/status"))?),
         })
+    }
+
+    /// The mappings of a stopped process with all details. Those that are as they were before the window have the details from then.
+    fn mappings(&self, tid: Pid) -> Result<Vec<Mapping>, MemoryError> {
+        let Some(before) = self.seen.get(&tid.as_raw()) else { return Ok(read_smaps(tid)?) };
+        let mut now = read_maps(tid)?;
+        for mapping in &mut now {
+            let same = before.binary_search_by_key(&mapping.range.start, |old| old.range.start);
+            let Ok(same) = same.map(|at| &before[at]) else { return Ok(read_smaps(tid)?) };
+            mapping.details = same.details;
+            if mapping != same {
+                return Ok(read_smaps(tid)?);
+            }
+        }
+        Ok(now)
     }
 
     /// The record of a mapping; `None` if it is not recorded, or refused.
@@ -154,7 +177,7 @@ impl Capture {
         mapping: &Mapping,
         record: &mut MappingRecord,
         watch: &mut Option<&mut dyn Watch>,
-        pages: &mut Pages,
+        pages: &mut Pages<'_>,
     ) -> Result<(), MemoryError> {
         let wanted = if record.kind == MappingKind::Anonymous { Wanted::Own } else { Wanted::OwnOrZero };
         let mut found = Tracked::default();
@@ -167,9 +190,8 @@ impl Capture {
             }
         }
         record.guards = found.guards.iter().map(|range| (range.start.0, range.end.0)).collect();
-        match pages.told.inherits {
-            Some(_) => pages.told.parents.extend(found.clean.iter().map(in_pages)),
-            None => found.written.append(&mut found.clean),
+        for (first, count) in found.clean.iter().map(in_pages) {
+            pages.place(first, count, &mut found.written);
         }
         self.pieces.extend(found.written.iter().map(|range| {
             let (first, count) = in_pages(range);
@@ -180,10 +202,37 @@ impl Capture {
 }
 
 /// Where the pages of a space come from and what the image tells of them.
-struct Pages {
+struct Pages<'a> {
     source: usize,
     pagemap: Pagemap,
     told: Told,
+    early: Option<&'a Early>,
+    /// What was copied before the window and was not met again.
+    stale: PageSet,
+}
+
+impl Pages<'_> {
+    /// Says where pages are that were not written since they were armed: copied before the window, or with the parent. Where
+    /// neither has them they are added to `copy`.
+    fn place(&mut self, first: u64, count: u64, copy: &mut Vec<AddrRange>) {
+        let armed = self.early.map_or_else(|| vec![(first, count, false)], |e| e.armed.split(first, count));
+        for (first, count, armed) in armed {
+            if !armed && self.told.inherits.is_some() {
+                self.told.parents.push((first, count));
+                continue;
+            }
+            let copied = match self.early {
+                Some(early) if armed => early.copied.split(first, count),
+                _ => vec![(first, count, false)],
+            };
+            for (first, count, copied) in copied {
+                match copied {
+                    true => self.stale.remove(first, count),
+                    false => copy.push(AddrRange::new(VirtAddr(first * PAGE), count * PAGE)),
+                }
+            }
+        }
+    }
 }
 
 /// First page and number of pages.

@@ -35,6 +35,10 @@ impl Copied {
         mut progress: impl FnMut(u64) -> bool,
     ) -> Result<bool, ImageError> {
         for told in &self.told {
+            if let Some(early) = told.early {
+                pages.rename(early, Some(told.container));
+            }
+            told.stale.iter().for_each(|(first, count)| pages.forget(told.container, *first, *count));
             pages.container(told.container, told.inherits);
             told.parents.iter().for_each(|(first, count)| pages.parent(told.container, *first, *count));
         }
