@@ -242,7 +242,7 @@ static void move(struct region *region)
 {
 	enum kind kind = region->kind;
 	size_t pages = region->pages + below(16);
-	if (kind == BREAK || pages > MAX_PAGES || (kind == PRIVATE_FILE && pages > FILE_PAGES))
+	if (kind == BREAK || pages >= MAX_PAGES || (kind == PRIVATE_FILE && pages >= FILE_PAGES))
 		return;
 	region->kind = FREE;
 	__asm__ volatile("" ::: "memory");
@@ -250,6 +250,8 @@ static void move(struct region *region)
 	if (below(2)) {
 		place = mremap(region->base, region->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
 	} else {
+		/* Growing, it is one mapping or nothing: without that, Linux 6.17 moves several, and can stop between two. */
+		pages += pages == region->pages;
 		target = mmap(NULL, pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		must(target == MAP_FAILED ? -1 : 0);
 		place = mremap(region->base, region->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target);
