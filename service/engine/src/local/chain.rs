@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use ckpt_sys::Error as SysError;
+use ckpt_sys::task::Shared;
 use ckpt_sys::thread::Deadline;
 
 use super::LocalEngine;
 use super::window::Window;
 use crate::api::{Group, Mode};
+use crate::capture::sharing::shared;
 use crate::capture::{Capture, Members};
 use crate::error::{Error, with_sources};
 use crate::track::{self, Chain, SpaceKey, WatchedSpace};
@@ -73,20 +75,26 @@ pub fn watch(window: &Window<'_>, capture: &Capture, chain: &mut Chain) -> Resul
 }
 
 fn watch_all(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Result<(), SysError> {
-    let keys: Vec<_> = members.members.iter().map(|member| SpaceKey::of(member.live.pid())).collect();
-    let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>()?;
-    chain.spaces.retain(|key, _| keys.contains(key));
-    for (member, key) in members.members.iter_mut().zip(keys) {
-        if chain.spaces.contains_key(&key) {
+    let pids: Vec<_> = members.members.iter().map(|member| member.live.pid()).collect();
+    // One space must not be watched twice: neither watch would know what the other armed.
+    let spaces = shared(&pids, Shared::Space)?;
+    // A process whose first thread has ended shows no auxv; the window says what is wrong with it.
+    let keys: Vec<_> = pids.iter().map(|pid| SpaceKey::of(*pid).ok()).collect();
+    chain.spaces.retain(|key, _| keys.iter().flatten().any(|known| known == key));
+    let of_space = |space| spaces.of.iter().zip(&keys).filter(move |(of, _)| **of as usize == space);
+    for (space, first) in spaces.first.iter().enumerate() {
+        let Some(key) = &keys[*first] else { continue };
+        if of_space(space).filter_map(|(_, key)| key.as_ref()).any(|key| chain.spaces.contains_key(key)) {
             continue;
         }
-        match member.live.prepare(deadline) {
+        let live = &mut members.members[*first].live;
+        match live.prepare(deadline) {
             Ok(()) => {}
             Err(SysError::NoRunner { .. }) => continue, // the window says so
             Err(e) => return Err(e),
         }
-        let watch = chain.tracker.watch(&mut member.live, deadline)?;
-        chain.spaces.insert(key, WatchedSpace { stored: None, watch });
+        let watch = chain.tracker.watch(live, deadline)?;
+        chain.spaces.insert(key.clone(), WatchedSpace { stored: None, watch });
     }
     Ok(())
 }
