@@ -4,6 +4,7 @@ mod memory;
 mod pwrite;
 mod report;
 mod restores;
+mod scale;
 mod service;
 mod store;
 mod throughput;
@@ -26,6 +27,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("window-crowd", window::crowd),
     ("gap", window::gap),
     ("restores", restores::bench),
+    ("scale", scale::bench),
     ("store", store::bench),
     ("throughput", throughput::bench),
 ];
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
             let [mib, threads, processes] = [mib, threads, processes].map(|n| n.parse().expect("a number"));
             restores::child(mib, threads, processes);
         }
+        [scale::CHILD, kind, count] => scale::child(kind, count.parse().expect("a number")),
         [restores::IDLE] => restores::idle(),
         [memory::SMALL] => memory::child(false),
         [memory::HUGE] => memory::child(true),

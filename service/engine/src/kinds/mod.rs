@@ -57,11 +57,13 @@ impl Refusal {
 
     fn call(op: &'static str) -> impl Fn(Errno) -> Self {
         move |e| {
-            Self::new(
-                "descriptor-unreadable",
-                format!("{op} failed: {}", e.desc()),
-                "try again; report it if it stays",
-            )
+            let remedy = match e {
+                Errno::EMFILE => {
+                    "raise LimitNOFILE= of ckptd.service: a copy of each is held during the capture"
+                }
+                _ => "try again; report it if it stays",
+            };
+            Self::new("descriptor-unreadable", format!("{op} failed: {}", e.desc()), remedy)
         }
     }
 }
