@@ -89,6 +89,13 @@ impl Capture {
         own.filter(|(pid, _)| !watched.contains(pid)).map(|(_, bytes)| bytes).sum()
     }
 
+    /// Bytes of members that nobody has tried to watch yet, shared memory not counted.
+    pub fn untried(&self, chain: &Chain) -> u64 {
+        let tried: HashSet<i32> = chain.spaces.keys().map(|key| key.pid()).collect();
+        let own = self.plan.own_bytes().iter();
+        own.filter(|(pid, _)| !tried.contains(pid)).map(|(_, bytes)| bytes).sum()
+    }
+
     /// Takes the memory that the copy in the window will need, and looks at the mappings once more: the last before the window.
     /// With a `precopy`, only what that has not copied.
     ///

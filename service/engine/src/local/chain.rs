@@ -64,7 +64,7 @@ fn why_full(engine: &LocalEngine, group: &Group, chain: &Chain) -> Option<String
 ///
 /// Errors: FreezeTimeout.
 pub fn watch(window: &Window<'_>, capture: &Capture, chain: &mut Chain) -> Result<Duration, Error> {
-    if !chain.tracker.is_live() || capture.unwatched(chain) < WORTH_A_PAUSE {
+    if !chain.tracker.is_live() || capture.untried(chain) < WORTH_A_PAUSE {
         return Ok(Duration::ZERO);
     }
     let ((), pause) = window.pause(|members, deadline| {
