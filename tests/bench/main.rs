@@ -1,6 +1,7 @@
 //! What it costs, each figure beside its target: runs inside the throwaway machine (`make bench`; `FILTER=part-of-a-name` chooses).
 
 mod memory;
+mod merge;
 mod pwrite;
 mod report;
 mod restores;
@@ -29,6 +30,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("restores", restores::bench),
     ("scale", scale::bench),
     ("store", store::bench),
+    ("merge", merge::bench),
     ("throughput", throughput::bench),
 ];
 

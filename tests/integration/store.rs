@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("store-export", an_export_comes_back).limit(120),
         test("store-export-damaged", a_damaged_export_is_refused).limit(90),
+        test("store-compress", a_compressed_image_is_smaller_and_restores).limit(120),
         test("store-prune", prune_keeps_what_the_rules_say).limit(120),
         test("store-merge", a_merged_chain_restores_the_same).limit(180),
         test("store-delete-middle", a_checkpoint_in_the_middle_can_be_deleted).limit(180),
@@ -142,6 +143,28 @@ fn configure(name: &str, table: &str, lines: &str) {
     let kept = if table == "capture" { "max_freeze = \"10s\"\n" } else { "" };
     fs::write(&file, format!("{before}[{table}]\n{lines}\n{kept}{others}")).expect("writable");
     must(&["systemctl", "reload", "ckptd.service"]);
+}
+
+fn a_compressed_image_is_smaller_and_restores(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim("memory", "", "");
+    let bytes = |checkpoint: &Value| checkpoint["image_bytes"].as_u64().expect("a number");
+    let plain = bytes(&group.checkpoint(&["--full"]));
+    let mut taken = Vec::new();
+    for codec in ["lz4", "zstd"] {
+        configure(name, "capture", &format!("compress = \"{codec}\""));
+        for flags in [&["--full"][..], &[]] {
+            victim.change();
+            let generation = victim.ask();
+            let made = group.checkpoint(flags);
+            assert!(bytes(&made) < plain * 9 / 10, "{codec}: {plain} became {made}");
+            taken.push(Taken { id: id(&made), generation });
+        }
+    }
+    all_restore(&group, &victim, &taken);
+    ckptctl(&["merge", name]);
+    all_restore(&group, &victim, &taken);
 }
 
 fn prune_keeps_what_the_rules_say(name: &str) {

@@ -77,6 +77,17 @@ pub enum Compress {
     Zstd,
 }
 
+impl Compress {
+    /// What the image calls it.
+    pub fn codec(self) -> Option<ckpt_image::Codec> {
+        match self {
+            Compress::None => None,
+            Compress::Lz4 => Some(ckpt_image::Codec::Lz4),
+            Compress::Zstd => Some(ckpt_image::Codec::Zstd),
+        }
+    }
+}
+
 /// `[sockets]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

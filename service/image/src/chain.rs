@@ -71,7 +71,7 @@ fn resolve(image: usize, extents: &[Extent], inherited: &[Span]) -> Vec<Span> {
                 range(inherited, extent.first, extent.end()).for_each(|span| push(&mut spans, span));
             }
             Store::Zero => push(&mut spans, Span { image: 0, extent: *extent }),
-            Store::Raw { .. } => push(&mut spans, Span { image, extent: *extent }),
+            Store::Raw { .. } | Store::Packed(_) => push(&mut spans, Span { image, extent: *extent }),
         }
     }
     spans
@@ -105,7 +105,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::PAGE_SIZE;
     use crate::records::SpaceId;
-    use crate::{ImageError, PageReader, PagesWriter, Place, tests::temp_dir};
+    use crate::{Codec, ImageError, PageReader, PagesWriter, Place, tests::temp_dir};
     use proptest::prelude::*;
 
     const PAGE: usize = PAGE_SIZE as usize;
@@ -129,11 +129,12 @@ pub(crate) mod tests {
     }
 
     /// Which container each of three inherits from, if any, and what is told.
-    pub type Image = (Vec<Option<u32>>, Vec<Deed>);
+    pub type Image = (Vec<Option<u32>>, Vec<Deed>, Option<Codec>);
 
     pub fn images() -> impl Strategy<Value = Vec<Image>> {
         let inherits = proptest::collection::vec(proptest::option::weighted(0.8, 0..3u32), 3);
-        proptest::collection::vec((inherits, proptest::collection::vec(deed(), 0..25)), 1..6)
+        let codec = proptest::option::of(prop_oneof![Just(Codec::Lz4), Just(Codec::Zstd)]);
+        proptest::collection::vec((inherits, proptest::collection::vec(deed(), 0..25), codec), 1..6)
     }
 
     /// Of each page of a container: its byte, or nothing.
@@ -145,9 +146,10 @@ pub(crate) mod tests {
 
     /// Writes an image over what `below` says of its parent; gives what it must show.
     pub fn write(dir: &Path, image: &Image, below: Option<&Model>) -> Model {
-        let (inherits, deeds) = image;
+        let (inherits, deeds, codec) = image;
         let inherits = |n: u32| below.and(inherits[n as usize]);
         let mut writer = PagesWriter::create(dir).unwrap();
+        writer.compress(*codec);
         let mut model: Model = vec![vec![None; SPAN as usize]; 3];
         (0..3).for_each(|n| writer.container(space(n), inherits(n).map(space)));
         for deed in deeds {

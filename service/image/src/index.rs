@@ -8,20 +8,21 @@
 //!   8+4·n   postcard of Vec<ContainerIndex>:
 //!             container         Space(SpaceId) | Object(ObjectId) | File(FileId)
 //!             inherits          an incremental: the parent image's container that has the pages told as Parent here
-//!             extents[]         first page, count, Zero | Parent | Raw{block}; ascending, none overlapping
+//!             extents[]         first page, count, Zero | Parent | Raw{block} | Packed(Chunk); ascending, none overlapping
 //! BLAKE3
 //! ```
 //! A page is a page-aligned address divided by 4096 in a space, an offset divided by 4096 in an object or a file.
 //! Every page that exists is told. *Zero* is a page full of zero bytes; *Parent* is what the container `inherits` of the parent image
 //! tells of the page with the same number. A page that is not told, here or by the parent, is a hole: what lies below it (the file of a
-//! private file mapping, nothing) is seen. New ways to store pages (compressed) are new variants at the end of [`Store`]: an
-//! older program refuses them by name. Version 1 had no *Parent*; its full images read the same.
+//! private file mapping, nothing) is seen. *Packed* pages are part of a chunk
+//! of up to 64 pages that were compressed together. New ways to store pages are new variants at the end of [`Store`], with a new version. Version 1 had no *Parent*; its full images read the same.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::frame::{Kind, u32_at};
+use crate::pack::CHUNK_PAGES;
 use crate::records::{FileId, ObjectId, SpaceId};
 use crate::{Digest, ImageError, PAGE_SIZE, Result};
 
@@ -56,6 +57,50 @@ pub enum Store {
         /// Block number; block 0 is the file's header.
         block: u64,
     },
+    /// Compressed, in a chunk of several.
+    Packed(Chunk),
+}
+
+/// How pages are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Codec {
+    /// The block format of LZ4, without a size before it.
+    Lz4,
+    /// One frame of Zstandard (RFC 8878).
+    Zstd,
+}
+
+/// Pages that were compressed together, and which of them are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Chunk {
+    /// First block; the last one is filled up with zero bytes.
+    pub block: u64,
+    /// Bytes of the compressed content.
+    pub bytes: u32,
+    /// Pages in it, 1 to 64.
+    pub pages: u8,
+    /// Pages in it before the first that is meant.
+    pub skip: u8,
+    /// By what.
+    pub codec: Codec,
+}
+
+impl Chunk {
+    /// Blocks that it occupies.
+    pub fn blocks(&self) -> u64 {
+        u64::from(self.bytes).div_ceil(PAGE_SIZE)
+    }
+
+    /// What is wrong with it as the place of `count` pages in a file of so many blocks, if anything.
+    fn fits(&self, count: u64, blocks: u64) -> bool {
+        let pages = u64::from(self.pages);
+        self.block > 0
+            && self.bytes > 0
+            && pages <= CHUNK_PAGES
+            && self.blocks() < pages.max(2)
+            && u64::from(self.skip) + count <= pages
+            && self.block.checked_add(self.blocks()).is_some_and(|end| end <= blocks)
+    }
 }
 
 /// Consecutive pages that are stored in the same way.
@@ -150,13 +195,17 @@ impl PageIndex {
                 if extent.store == Store::Parent && one.inherits.is_none() {
                     return Err(format!("{container:?} has pages of a parent but inherits from none"));
                 }
+                let outside =
+                    |e: &Extent| Err(format!("{container:?} has pages outside of `pages` at {}", e.first));
+                if let Store::Packed(chunk) = extent.store
+                    && !chunk.fits(extent.count, self.checksums.len() as u64)
+                {
+                    return outside(extent);
+                }
                 if let Store::Raw { block } = extent.store {
                     let last = block.checked_add(extent.count);
                     if block == 0 || last.is_none_or(|last| last > self.checksums.len() as u64) {
-                        return Err(format!(
-                            "{container:?} has pages outside of `pages` at {}",
-                            extent.first
-                        ));
+                        return outside(extent);
                     }
                 }
             }

@@ -16,6 +16,7 @@ mod fold;
 mod frame;
 mod index;
 mod manifest;
+mod pack;
 mod page_map;
 mod pages;
 mod reader;
@@ -24,14 +25,14 @@ mod state;
 
 pub use error::{ImageError, Result};
 pub use fold::{Share, fold};
-pub use index::{Container, ContainerIndex, Extent, INDEX_FILE, PageIndex, Store};
+pub use index::{Chunk, Codec, Container, ContainerIndex, Extent, INDEX_FILE, PageIndex, Store};
 pub use manifest::{
     CheckpointState, Digest, Kind, MANIFEST_FILE, MANIFEST_VERSION, Manifest, SnapshotEntry, Tracker,
     UnitEntry,
 };
 pub use page_map::PageMap;
 pub use pages::{PAGES_FILE, PagesSummary, PagesWriter};
-pub use reader::{PageReader, Place, Run};
+pub use reader::{PageReader, Place, Run, verify};
 
 /// Bytes of a page, and of a block of the file `pages`.
 pub const PAGE_SIZE: u64 = 4096;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::{Extent, Store};
+use crate::{Chunk, Extent, Store};
 
 /// Which pages of one container are where; a later entry wins over an earlier one: a page copied again is the newer copy.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -90,6 +90,11 @@ impl Extent {
     pub(crate) fn slice(&self, first: u64, end: u64) -> Self {
         let store = match self.store {
             Store::Raw { block } => Store::Raw { block: block + (first - self.first) },
+            Store::Packed(chunk) => {
+                // Not more than the 64 pages of a chunk, whatever the index is that it is of.
+                let skip = u64::from(chunk.skip) + (first - self.first);
+                Store::Packed(Chunk { skip: u8::try_from(skip).unwrap_or(u8::MAX), ..chunk })
+            }
             other => other,
         };
         Self { first, count: end - first, store }
@@ -99,6 +104,7 @@ impl Extent {
     pub(crate) fn blocks(&self) -> Option<(u64, u64)> {
         match self.store {
             Store::Raw { block } => Some((block, self.count)),
+            Store::Packed(chunk) => Some((chunk.block, chunk.blocks())),
             Store::Zero | Store::Parent => None,
         }
     }
@@ -107,6 +113,7 @@ impl Extent {
     pub(crate) fn moved(&self, to: u64) -> Self {
         match self.store {
             Store::Raw { .. } => Self { store: Store::Raw { block: to }, ..*self },
+            Store::Packed(chunk) => Self { store: Store::Packed(Chunk { block: to, ..chunk }), ..*self },
             Store::Zero | Store::Parent => *self,
         }
     }
@@ -115,6 +122,10 @@ impl Extent {
     pub(crate) fn joined(&self, next: &Self) -> Option<Self> {
         let follows = match (self.store, next.store) {
             (Store::Raw { block }, Store::Raw { block: after }) => block + self.count == after,
+            (Store::Packed(chunk), Store::Packed(after)) => {
+                chunk == Chunk { skip: chunk.skip, ..after }
+                    && u64::from(chunk.skip) + self.count == u64::from(after.skip)
+            }
             (a, b) => a == b,
         };
         (self.end() == next.first && follows).then(|| Self { count: self.count + next.count, ..*self })
@@ -130,7 +141,10 @@ mod tests {
         let store = prop_oneof![
             Just(Store::Zero),
             Just(Store::Parent),
-            (1..500u64).prop_map(|block| Store::Raw { block })
+            (1..500u64).prop_map(|block| Store::Raw { block }),
+            (1..500u64).prop_map(|block| {
+                Store::Packed(Chunk { block, bytes: 5000, pages: 60, skip: 0, codec: crate::Codec::Lz4 })
+            })
         ];
         proptest::collection::vec(
             (0..100u64, 0..30u64, store).prop_map(|(first, count, store)| Extent { first, count, store }),

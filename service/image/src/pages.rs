@@ -2,18 +2,21 @@
 //!
 //! ```text
 //! block 0    "ckptPAGE", version u32 = 1, the rest zero: 4096 bytes
-//! block 1…   one page each, in the order they were stored; which is which tells `pages.index`
+//! block 1…   one page each, or a chunk of compressed pages in several, in the order they were stored; which is which tells `pages.index`
 //! ```
 //! Blocks are page-aligned, so that they can be mapped (lazy restore) and shared between images (reflink).
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IoSlice, Write};
 use std::path::{Path, PathBuf};
 
 use crate::frame::create;
+use crate::pack::{CHUNK_PAGES, pack};
 use crate::{
-    Container, ContainerIndex, Digest, Extent, ImageError, PAGE_SIZE, PageIndex, PageMap, Result, Store,
+    Chunk, Codec, Container, ContainerIndex, Digest, Extent, ImageError, PAGE_SIZE, PageIndex, PageMap,
+    Result, Store,
 };
 
 /// Its name in the checkpoint's directory.
@@ -50,6 +53,8 @@ pub struct PagesWriter {
     file: File,
     containers: BTreeMap<Container, (Option<Container>, PageMap)>,
     checksums: Vec<u32>,
+    codec: Option<Codec>,
+    stored: u64,
 }
 
 impl PagesWriter {
@@ -60,7 +65,20 @@ impl PagesWriter {
         let header = header_block();
         file.write_all(&header).map_err(ImageError::io("write", &path))?;
         let checksums = vec![crc32fast::hash(&header)];
-        Ok(Self { dir: dir.to_path_buf(), path, file, containers: BTreeMap::new(), checksums })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            path,
+            file,
+            containers: BTreeMap::new(),
+            checksums,
+            codec: None,
+            stored: 0,
+        })
+    }
+
+    /// Compresses the pages that are stored from now on, in chunks of up to 64 that are stored together.
+    pub fn compress(&mut self, codec: Option<Codec>) {
+        self.codec = codec;
     }
 
     /// Makes a container known, also one that gets no page. In an incremental `inherits` is the container of the parent image that has the
@@ -82,8 +100,8 @@ impl PagesWriter {
         &mut self,
         pieces: impl IntoIterator<Item = (Container, u64, &'a [u8])>,
     ) -> Result<u64> {
-        let before = self.checksums.len();
-        let mut slices: Vec<&[u8]> = Vec::with_capacity(MAX_SLICES);
+        let before = self.stored;
+        let mut slices: Vec<Cow<'_, [u8]>> = Vec::with_capacity(MAX_SLICES);
         let mut bytes = 0;
         for (container, first, data) in pieces {
             if !data.len().is_multiple_of(PAGE) {
@@ -99,31 +117,71 @@ impl PagesWriter {
             }
         }
         self.write(&slices)?;
-        Ok((self.checksums.len() - before) as u64)
+        Ok(self.stored - before)
     }
 
     /// Enters pages into index and checksums as if `slices`, to which it adds those that are not zero, were written already.
-    fn index<'a>(&mut self, container: Container, first: u64, data: &'a [u8], slices: &mut Vec<&'a [u8]>) {
+    fn index<'a>(
+        &mut self,
+        container: Container,
+        first: u64,
+        data: &'a [u8],
+        slices: &mut Vec<Cow<'a, [u8]>>,
+    ) {
         let mut at = 0;
         while at < data.len() {
             let zero = data[at..at + PAGE] == ZEROES;
             let mut end = at;
             while end < data.len() && (data[end..end + PAGE] == ZEROES) == zero {
-                if !zero {
-                    self.checksums.push(crc32fast::hash(&data[end..end + PAGE]));
-                }
                 end += PAGE;
             }
-            let count = ((end - at) / PAGE) as u64;
-            let store = if zero {
-                Store::Zero
-            } else {
-                slices.push(&data[at..end]);
-                Store::Raw { block: self.checksums.len() as u64 - count }
-            };
-            self.put(container, Extent { first: first + (at / PAGE) as u64, count, store });
+            let (page, run) = (first + (at / PAGE) as u64, &data[at..end]);
+            match self.codec {
+                _ if zero => self.zero(container, page, (run.len() / PAGE) as u64),
+                None => self.raw(container, page, run, slices),
+                Some(codec) => {
+                    for (n, part) in run.chunks(CHUNK_PAGES as usize * PAGE).enumerate() {
+                        let page = page + n as u64 * CHUNK_PAGES;
+                        match pack(codec, part) {
+                            Some(packed) => {
+                                self.packed(container, page, part.len() / PAGE, codec, packed, slices)
+                            }
+                            None => self.raw(container, page, part, slices),
+                        }
+                    }
+                }
+            }
             at = end;
         }
+    }
+
+    /// Pages as they are.
+    fn raw<'a>(&mut self, container: Container, first: u64, data: &'a [u8], slices: &mut Vec<Cow<'a, [u8]>>) {
+        let block = self.checksums.len() as u64;
+        self.checksums.extend(data.chunks_exact(PAGE).map(crc32fast::hash));
+        let count = (data.len() / PAGE) as u64;
+        self.stored += count;
+        self.put(container, Extent { first, count, store: Store::Raw { block } });
+        slices.push(Cow::Borrowed(data));
+    }
+
+    /// So many pages as one chunk.
+    fn packed(
+        &mut self,
+        container: Container,
+        first: u64,
+        pages: usize,
+        codec: Codec,
+        mut packed: Vec<u8>,
+        slices: &mut Vec<Cow<'_, [u8]>>,
+    ) {
+        let block = self.checksums.len() as u64;
+        let chunk = Chunk { block, bytes: packed.len() as u32, pages: pages as u8, skip: 0, codec };
+        packed.resize(packed.len().next_multiple_of(PAGE), 0);
+        self.checksums.extend(packed.chunks_exact(PAGE).map(crc32fast::hash));
+        self.stored += pages as u64;
+        self.put(container, Extent { first, count: pages as u64, store: Store::Packed(chunk) });
+        slices.push(Cow::Owned(packed));
     }
 
     /// Records pages that are known to be zero, without their bytes.
@@ -167,8 +225,8 @@ impl PagesWriter {
         self.containers.entry(container).or_default().1.insert(extent);
     }
 
-    fn write(&mut self, slices: &[&[u8]]) -> Result<()> {
-        let mut slices: Vec<IoSlice<'_>> = slices.iter().copied().map(IoSlice::new).collect();
+    fn write(&mut self, slices: &[Cow<'_, [u8]>]) -> Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = slices.iter().map(|slice| IoSlice::new(slice)).collect();
         let mut left = &mut slices[..];
         while !left.is_empty() {
             let some = left.len().min(MAX_SLICES);
@@ -201,7 +259,7 @@ impl PagesWriter {
             .collect();
         let index = PageIndex { containers, checksums: self.checksums };
         Ok(PagesSummary {
-            pages_written: index.checksums.len() as u64 - 1,
+            pages_written: self.stored,
             pages: Digest { bytes: index.pages_bytes(), blake3: None },
             index: index.write(&self.dir)?,
         })

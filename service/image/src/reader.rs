@@ -1,12 +1,15 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
 use crate::chain::{self, Merged, Span};
 use crate::frame::u32_at;
+use crate::pack::unpack;
 use crate::pages::{MAGIC, VERSION, header_block};
-use crate::{Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result, Store};
+use crate::{Chunk, Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result, Store};
 
 /// Where a run of pages is to be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,9 +48,37 @@ impl Run {
         let place = match extent.store {
             Store::Zero => Place::Zero,
             Store::Raw { block } => Place::File { image, offset: block * PAGE_SIZE },
-            Store::Parent => return None,
+            // What is packed was unpacked when the image was opened.
+            Store::Parent | Store::Packed(_) => return None,
         };
         Some(Self { first: extent.first, count: extent.count, place })
+    }
+}
+
+/// Opens a chain, compares every block with its checksum, and decodes what is compressed, in little memory. `progress` gets bytes done and in
+/// total and ends it by `false` (then `Ok(false)`).
+///
+/// Errors: those of [`PageReader::open`].
+pub fn verify(dirs: &[PathBuf], mut progress: impl FnMut(u64, u64) -> bool) -> Result<bool> {
+    let reader = PageReader::open_packed(dirs)?;
+    let total = reader.bytes();
+    if !reader.verify(|done| progress(done, total))? {
+        return Ok(false);
+    }
+    for (image, chunk) in reader.chunks() {
+        reader.images[image].chunk(&chunk)?;
+        if !progress(total, total) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The chunk that a span is of, without what tells spans of the same chunk apart.
+fn packed(span: &Span) -> Option<(usize, Chunk)> {
+    match span.extent.store {
+        Store::Packed(chunk) => Some((span.image, Chunk { skip: 0, ..chunk })),
+        _ => None,
     }
 }
 
@@ -73,6 +104,13 @@ impl PageReader {
     /// Errors: Io, NotOurs, Version, Corrupt; Corrupt also where an image inherits from a container that the next one does not have, or the
     /// last one inherits at all.
     pub fn open(dirs: &[PathBuf]) -> Result<Self> {
+        let mut reader = Self::open_packed(dirs)?;
+        reader.unpack()?;
+        Ok(reader)
+    }
+
+    /// The same, what is compressed left as it is: no run tells of it.
+    fn open_packed(dirs: &[PathBuf]) -> Result<Self> {
         if dirs.is_empty() {
             return Err(ImageError::corrupt(Path::new(INDEX_FILE), "a chain of no image has no pages"));
         }
@@ -92,6 +130,42 @@ impl PageReader {
             return Err(ImageError::corrupt(&dir.join(INDEX_FILE), what));
         }
         Ok(Self { images, containers })
+    }
+
+    /// The chunks that the checkpoint needs.
+    fn chunks(&self) -> BTreeSet<(usize, Chunk)> {
+        let spans = self.containers.values().flat_map(|merged| &merged.spans);
+        spans.filter_map(packed).collect()
+    }
+
+    /// Decodes what is compressed into memory that is one more image of the chain, without a name.
+    fn unpack(&mut self) -> Result<()> {
+        let chunks = self.chunks();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let path = PathBuf::from("the unpacked pages");
+        let io = |e: nix::errno::Errno| ImageError::io("make a memory file for", &path)(e.into());
+        let file = memfd_create(c"ckpt-pages", MFdFlags::MFD_CLOEXEC).map_err(io)?;
+        let mut unpacked = Pages { path: path.clone(), file: File::from(file), checksums: Vec::new() };
+        let mut places: BTreeMap<(usize, u64), u64> = BTreeMap::new();
+        for (image, chunk) in chunks {
+            let bytes = self.images[image].chunk(&chunk)?;
+            let block = unpacked.checksums.len() as u64;
+            unpacked.file.write_all_at(&bytes, block * PAGE_SIZE).map_err(ImageError::io("write", &path))?;
+            unpacked.checksums.extend(bytes.chunks_exact(PAGE_SIZE as usize).map(crc32fast::hash));
+            places.insert((image, chunk.block), block);
+        }
+        for span in self.containers.values_mut().flat_map(|merged| &mut merged.spans) {
+            if let Store::Packed(chunk) = span.extent.store
+                && let Some(block) = places.get(&(span.image, chunk.block))
+            {
+                span.extent.store = Store::Raw { block: block + u64::from(chunk.skip) };
+                span.image = self.images.len();
+            }
+        }
+        self.images.push(unpacked);
+        Ok(())
     }
 
     /// The pages `[first, end)` of a container that the checkpoint has, ascending. What is not told is a hole.
@@ -187,6 +261,21 @@ impl Pages {
         Ok(())
     }
 
+    /// The pages of a chunk, its blocks compared with their checksums.
+    pub fn chunk(&self, chunk: &Chunk) -> Result<Vec<u8>> {
+        let mut packed = vec![0; (chunk.blocks() * PAGE_SIZE) as usize];
+        for (n, block) in packed.chunks_exact_mut(PAGE_SIZE as usize).enumerate() {
+            self.read_block(chunk.block + n as u64, block)?;
+        }
+        packed.truncate(chunk.bytes as usize);
+        unpack(chunk.codec, &packed, u64::from(chunk.pages)).map_err(|what| {
+            ImageError::corrupt(
+                &self.path,
+                format!("the chunk at block {} cannot be unpacked: {what}", chunk.block),
+            )
+        })
+    }
+
     fn verify(&self, mut progress: impl FnMut(u64) -> bool) -> Result<bool> {
         const PART: u64 = 256;
         let mut bytes = vec![0; (PART * PAGE_SIZE) as usize];
@@ -252,6 +341,46 @@ mod tests {
             }
             prop_assert!(reader.verify(|_| true).unwrap());
             std::fs::remove_dir_all(&dir).unwrap();
+        }
+    }
+
+    /// No byte of what pages are read from can change without an error.
+    #[test]
+    fn damage_of_any_byte_is_an_error() {
+        for codec in [None, Some(crate::Codec::Lz4), Some(crate::Codec::Zstd)] {
+            let (full, top) = (temp_dir("bytes"), temp_dir("bytes"));
+            let space = Container::Space(SpaceId(1));
+            let mut writer = PagesWriter::create(&full).unwrap();
+            writer.compress(codec);
+            writer.append(space, 5, &[7; 9 * PAGE]).unwrap();
+            writer.finish().unwrap();
+            let mut writer = PagesWriter::create(&top).unwrap();
+            writer.compress(codec);
+            writer.container(space, Some(space));
+            writer.parent(space, 5, 9);
+            writer.append(space, 6, &[8; 3 * PAGE]).unwrap();
+            writer.finish().unwrap();
+            let dirs = [top, full];
+            assert!(super::verify(&dirs, |_, _| true).unwrap());
+            let reader = PageReader::open(&dirs).unwrap();
+            let shown = (5..14).map(|page| reader.page(space, page).unwrap()[9]).collect::<Vec<_>>();
+            assert_eq!(shown, [7, 8, 8, 8, 7, 7, 7, 7, 7]);
+            for path in dirs.iter().flat_map(|dir| [dir.join(PAGES_FILE), dir.join(INDEX_FILE)]) {
+                let sound = std::fs::read(&path).unwrap();
+                let step = (sound.len() / 200).max(1);
+                for at in (0..sound.len()).step_by(step) {
+                    let mut damaged = sound.clone();
+                    damaged[at] ^= 1 << (at % 8);
+                    std::fs::write(&path, &damaged).unwrap();
+                    let seen = super::verify(&dirs, |_, _| true).is_err();
+                    assert!(seen, "{codec:?}: byte {at} of {}", path.display());
+                    // Whatever it is opened for: an error or nothing wrong that is checked, never a panic.
+                    if let Ok(reader) = PageReader::open(&dirs) {
+                        (5..14).for_each(|page| drop(reader.page(space, page)));
+                    }
+                }
+                std::fs::write(&path, &sound).unwrap();
+            }
         }
     }
 

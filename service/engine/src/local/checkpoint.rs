@@ -59,6 +59,7 @@ pub fn run(
     };
     let pause = chain::watch(&window, &capture, &mut chain)?;
     let mut precopy = Precopy::begin(&staging.path)?;
+    precopy.pages.compress(group.config.capture.compress.codec());
     precopy.run(&mut chain, job)?;
     capture.make_room(&chain, &precopy)?;
     job.stage(Stage::Barrier);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ckpt_image::{Digest, INDEX_FILE, Manifest, PAGES_FILE, PageReader, STATE_FILE, read_state};
+use ckpt_image::{Digest, INDEX_FILE, Manifest, PAGES_FILE, STATE_FILE, read_state};
 
 use crate::api::{Job, Stage};
 use crate::error::Error;
@@ -39,9 +39,7 @@ fn images(chain: &[(PathBuf, &Manifest)], job: &dyn Job) -> Result<(), Error> {
         read_state(directory)?;
         directories.push(directory.clone());
     }
-    let reader = PageReader::open(&directories)?;
-    let total = reader.bytes();
-    let complete = reader.verify(|done| {
+    let complete = ckpt_image::verify(&directories, |done, total| {
         job.progress(done, total);
         !job.canceled()
     })?;
