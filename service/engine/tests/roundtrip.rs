@@ -27,7 +27,7 @@ type Outcome = Result<(), String>;
 const LINKS: usize = 3;
 
 /// The victims of tests/victims that need no more than a process tree, memory, threads and descriptors.
-const VICTIMS: [&str; 14] = [
+const VICTIMS: [&str; 21] = [
     "registers",
     "memory",
     "identity",
@@ -42,6 +42,13 @@ const VICTIMS: [&str; 14] = [
     "replaced",
     "mappings",
     "clocks",
+    "jobcontrol",
+    "sharing",
+    "attributes",
+    "blocked",
+    "timers",
+    "robust",
+    "ends",
 ];
 
 /// Those that come back while somebody else has their process id.

@@ -11,6 +11,8 @@ use super::questions::{Answer, Question};
 use super::text::Status;
 
 const PR_GET_TID_ADDRESS: u64 = 40;
+/// PR_MCE_KILL_DEFAULT.
+const MCE_KILL_DEFAULT: u32 = 2;
 
 /// What only the thread itself can tell; [`Told::read`] reads the answers.
 pub fn questions() -> Vec<Question> {
@@ -21,6 +23,8 @@ pub fn questions() -> Vec<Question> {
         Question::bytes(libc::SYS_prctl, prctl(libc::PR_GET_PDEATHSIG), 1, 4),
         Question::result(libc::SYS_prctl, prctl(libc::PR_GET_TIMERSLACK)),
         Question::result(libc::SYS_prctl, prctl(libc::PR_GET_SECUREBITS)),
+        Question::result(libc::SYS_prctl, prctl(libc::PR_MCE_KILL_GET)),
+        Question::bytes(libc::SYS_prctl, prctl(libc::PR_GET_TSC), 1, 4),
     ]
 }
 
@@ -32,18 +36,25 @@ pub struct Told {
     pdeathsig: i32,
     timer_slack: u64,
     securebits: u32,
+    mce_kill: u32,
+    tsc: u32,
 }
 
 impl Told {
     /// Reads the answers; `None` if one is missing.
     pub fn read(answers: &[Answer]) -> Option<Self> {
-        let [altstack, tid_address, pdeathsig, timer_slack, securebits] = answers else { return None };
+        let [altstack, tid_address, pdeathsig, timer_slack, securebits, mce_kill, tsc] = answers else {
+            return None;
+        };
         Some(Self {
             altstack: read_altstack(altstack)?,
             tid_address: tid_address.result.ok().map(|_| tid_address.u64_at(0))?,
             pdeathsig: pdeathsig.result.ok().map(|_| pdeathsig.u32_at(0) as i32)?,
             timer_slack: timer_slack.result.ok()?,
             securebits: securebits.result.ok()? as u32,
+            // A kernel without machine check recovery has no such setting.
+            mce_kill: mce_kill.result.map_or(MCE_KILL_DEFAULT, |policy| policy as u32),
+            tsc: tsc.result.map_or(libc::PR_TSC_ENABLE as u32, |_| tsc.u32_at(0)),
         })
     }
 }
@@ -97,6 +108,8 @@ pub fn record(
         sched: scheduling(task)?,
         affinity: attributes::affinity(task)?,
         io_priority: attributes::io_priority(task)?,
+        mce_kill: told.mce_kill,
+        tsc: told.tsc,
     })
 }
 
@@ -143,6 +156,8 @@ mod tests {
             ok(0, &9u32.to_le_bytes()),
             ok(50_000, &[]),
             ok(0x2f, &[]),
+            ok(1, &[]),
+            ok(0, &2u32.to_le_bytes()),
         ];
         assert_eq!(answers.len(), questions().len());
         let told = Told::read(&answers).unwrap();
@@ -151,12 +166,13 @@ mod tests {
             (told.tid_address, told.pdeathsig, told.timer_slack, told.securebits),
             (0x99, 9, 50_000, 0x2f)
         );
+        assert_eq!((told.mce_kill, told.tsc), (1, 2));
     }
 
     #[test]
     fn a_missing_answer_is_not_made_up() {
         let refused = Answer { result: Err(nix::errno::Errno::EACCES), bytes: vec![] };
-        assert_eq!(Told::read(&vec![refused; 5]), None);
+        assert_eq!(Told::read(&vec![refused; 7]), None);
         assert_eq!(Told::read(&[]), None);
     }
 }

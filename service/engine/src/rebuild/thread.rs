@@ -86,6 +86,12 @@ fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
     if record.timer_slack != 0 {
         batch.push(libc::SYS_prctl, [libc::PR_SET_TIMERSLACK as u64, record.timer_slack, 0, 0, 0, 0]);
     }
+    // Settings that a kernel may not have; what differs from what every thread has is put back.
+    let mce = [libc::PR_MCE_KILL as u64, libc::PR_MCE_KILL_SET as u64, u64::from(record.mce_kill), 0, 0, 0];
+    batch.push(libc::SYS_prctl, mce);
+    if record.tsc == libc::PR_TSC_SIGSEGV as u32 {
+        batch.push(libc::SYS_prctl, [libc::PR_SET_TSC as u64, u64::from(record.tsc), 0, 0, 0, 0]);
+    }
     let sched = &record.sched;
     if sched.policy == SCHED_DEADLINE {
         // The kernel admits only who may run on all CPUs.

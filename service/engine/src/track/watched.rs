@@ -1,7 +1,11 @@
 //! Which processes this program watches: their mappings show the mark of userfaultfd(2), and it is ours.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
+
+use ckpt_sys::task::{self, Shared};
+use nix::unistd::Pid;
 
 static WATCHED: LazyLock<Mutex<BTreeMap<i32, usize>>> = LazyLock::new(Mutex::default);
 
@@ -29,7 +33,12 @@ impl Drop for Watched {
     }
 }
 
-/// Whether this program watches the process by a userfaultfd.
+/// Whether this program watches the memory of the process by a userfaultfd: it is noted for one of those that share it (CLONE_VM).
 pub fn is_watched(pid: i32) -> bool {
-    WATCHED.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&pid)
+    let watched = WATCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let shares = |other: &i32| {
+        let order = task::compare(Pid::from_raw(pid), Pid::from_raw(*other), Shared::Space);
+        order.is_ok_and(Ordering::is_eq)
+    };
+    watched.contains_key(&pid) || watched.keys().any(shares)
 }

@@ -43,8 +43,12 @@ pub struct ThreadRecord {
     pub sched: SchedRecord,
     /// CPUs it may run on, bit mask, 64 a word.
     pub affinity: Vec<u64>,
-    /// PR_GET_TSC, PR_MCE_KILL_GET and the like that differ from the default are refused, not recorded.
+    /// ioprio_get(2), 0 if none is set.
     pub io_priority: i32,
+    /// PR_MCE_KILL_GET: 0 late, 1 early, 2 as the system does.
+    pub mce_kill: u32,
+    /// PR_GET_TSC: 1 the time stamp counter may be read, 2 it may not.
+    pub tsc: u32,
 }
 
 /// A system call that the stop interrupted.

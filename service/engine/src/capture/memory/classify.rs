@@ -52,7 +52,11 @@ const fn refuse<T>(code: &'static str, text: &'static str, remedy: &'static str)
 
 /// Classifies a mapping. `shm_dev`: the device of the kernel's internal tmpfs, as maps shows it; `watched`: the process is watched by
 /// this program, whose mark is not the application's doing.
-pub fn classify(mapping: &Mapping, shm_dev: (u32, u32), watched: bool) -> Result<Class, Refusal> {
+pub fn classify(
+    mapping: &Mapping,
+    shm_dev: (u32, u32),
+    watched: impl Fn() -> bool,
+) -> Result<Class, Refusal> {
     let details = mapping.details.unwrap_or_default();
     let special = match &mapping.name {
         MapName::Special(name) => name.as_str(),
@@ -149,7 +153,12 @@ fn is_sysv(path: &[u8]) -> bool {
     path.strip_prefix(b"/SYSV").is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
 }
 
-fn by_flags(mapping: &Mapping, flags: VmFlags, class: Class, watched: bool) -> Result<(), Refusal> {
+fn by_flags(
+    mapping: &Mapping,
+    flags: VmFlags,
+    class: Class,
+    watched: impl Fn() -> bool,
+) -> Result<(), Refusal> {
     if flags.has(b"pf") || flags.has(b"io") || flags.has(b"mm") {
         return refuse(
             "device-mapping",
@@ -164,7 +173,7 @@ fn by_flags(mapping: &Mapping, flags: VmFlags, class: Class, watched: bool) -> R
             "run the program without CET (glibc.cpu.x86_shstk=off)",
         );
     }
-    if flags.has(b"um") || flags.has(b"ui") || flags.has(b"uw") && !watched {
+    if flags.has(b"um") || flags.has(b"ui") || flags.has(b"uw") && !watched() {
         return refuse(
             "userfaultfd",
             "it is registered with a userfaultfd(2)",
@@ -217,7 +226,7 @@ mod tests {
         let text =
             format!("1000-2000 {perms} 00000000 00:01 5 {name}\nKernelPageSize: 4 kB\nVmFlags: {flags}\n");
         let mappings = ckpt_sys::maps::parse(text.as_bytes()).unwrap();
-        classify(&mappings[0], SHM, false).map_err(|refusal| refusal.code)
+        classify(&mappings[0], SHM, || false).map_err(|refusal| refusal.code)
     }
 
     #[test]
@@ -261,9 +270,9 @@ mod tests {
     fn a_deleted_file_elsewhere_is_a_file() {
         let text = "1000-2000 rw-s 00000000 fe:01 5 /memfd:x (deleted)\n";
         let mappings = ckpt_sys::maps::parse(text.as_bytes()).unwrap();
-        assert_eq!(classify(&mappings[0], SHM, false), Ok(Class::File));
+        assert_eq!(classify(&mappings[0], SHM, || false), Ok(Class::File));
         let text = "1000-2000 rw-p 00000000 00:00 0 \nVmFlags: rd wr uw\n";
         let mappings = ckpt_sys::maps::parse(text.as_bytes()).unwrap();
-        assert_eq!(classify(&mappings[0], SHM, true), Ok(Class::Anonymous));
+        assert_eq!(classify(&mappings[0], SHM, || true), Ok(Class::Anonymous));
     }
 }

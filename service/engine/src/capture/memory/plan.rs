@@ -51,7 +51,7 @@ fn look(
     mapping: &Mapping,
     shm_dev: (u32, u32),
 ) {
-    let refused = match classify(mapping, shm_dev, is_watched(member.pid)) {
+    let refused = match classify(mapping, shm_dev, || is_watched(member.pid)) {
         Ok(Class::Object(_)) => {
             if objects.insert((mapping.dev, mapping.ino)) {
                 let blocks =

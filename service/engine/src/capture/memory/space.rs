@@ -128,7 +128,7 @@ impl Capture {
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<Option<MappingRecord>, MemoryError> {
-        let kind = match classify(mapping, self.shm_dev, is_watched(member.pid)) {
+        let kind = match classify(mapping, self.shm_dev, || is_watched(member.pid)) {
             Ok(Class::Vsyscall) => return Ok(None),
             Ok(Class::Vdso) => MappingKind::Vdso,
             Ok(Class::Vvar) => MappingKind::Vvar,
