@@ -136,7 +136,7 @@ impl Member {
         deadline: Deadline,
         problems: &mut Vec<Problem>,
     ) -> Result<bool, SysError> {
-        let ended = self.live.end_prepare(deadline);
+        let ended = self.live.end_prepare(deadline).and_then(|()| self.live.lift(deadline));
         self.prepared(ended, unit, problems)
     }
 

@@ -166,6 +166,9 @@ impl Capture {
                     WatchedSpace { stored: None, watch }
                 }
             };
+            if let Some(watch) = &mut watched.watch {
+                watch.enter(live);
+            }
             let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
             let before = early.remove(&key);
             let input = SpaceInput {
@@ -179,9 +182,6 @@ impl Capture {
             let space = memory
                 .space(&member, input, &mut self.files, &mut self.objects)
                 .map_err(|e| e.for_group(group))?;
-            if let Some(watch) = &mut watched.watch {
-                watch.settle(live, deadline).map_err(failed)?;
-            }
             spaces.push(space);
             chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
         }
@@ -195,6 +195,13 @@ impl Capture {
         in_time(group, deadline)?;
         let until = std::time::Instant::now() + deadline.left();
         let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;
+        for (key, space) in &mut chain.spaces {
+            if let (Some(watch), Some(live)) =
+                (&mut space.watch, members.live(nix::unistd::Pid::from_raw(key.pid())))
+            {
+                watch.settle(live, deadline).map_err(failed)?;
+            }
+        }
         let mut kernel = machine::kernel()?;
         kernel.xcr0 = people
             .processes

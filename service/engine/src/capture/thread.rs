@@ -89,7 +89,12 @@ pub fn record(
             result: call.result,
         }),
         sigmask: live.mask(place),
-        altstack: told.altstack,
+        altstack: match told.altstack {
+            own if live.protection().is_own_stack(own.sp) => {
+                AltStack { sp: 0, flags: libc::SS_DISABLE, size: 0 }
+            }
+            made => made,
+        },
         pending: signals.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
         robust_list: attributes::robust_list(task)?,
         tid_address: told.tid_address,

@@ -16,6 +16,7 @@ mod pageset;
 mod soft_dirty;
 mod watched;
 mod wp_async;
+mod write_protect;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -53,13 +54,16 @@ pub trait Tracker: Send + Sync + Debug {
 
 /// One address space that is watched. Dropped, it watches no more, and the member runs on unharmed.
 pub trait Watch: Send + Debug {
+    /// The first call in the window, of the member that is stopped and prepared.
+    fn enter(&mut self, _live: &Live) {}
+
     /// In the window, everything stopped: adds to `found` the wanted pages that a private mapping has — written or clean since
     /// they were armed last — and its guards. All of them are armed from then on, at the latest when [`Watch::settle`] returns.
     ///
     /// Errors: the kernel's.
     fn take(&mut self, mapping: &Mapping, wanted: Wanted, found: &mut Tracked) -> Result<(), SysError>;
 
-    /// The last call in the window, when every mapping was taken.
+    /// The last call in the window, when every mapping was taken and its pages were copied.
     ///
     /// Errors: those of running batches; then the watch must be dropped.
     fn settle(&mut self, _live: &mut Live, _deadline: Deadline) -> Result<(), SysError> {
@@ -103,7 +107,13 @@ pub fn choose(choice: TrackerChoice) -> Result<Arc<dyn Tracker>, Error> {
             Ok(()) => Ok(Arc::new(soft_dirty::SoftDirty)),
             Err(why) => missing("soft-dirty", why),
         },
-        TrackerChoice::WriteProtect => missing("write-protect", "it is not built into this version".into()),
+        TrackerChoice::WriteProtect => match write_protect::probe() {
+            Ok(()) => {
+                ckpt_sys::protect::expect();
+                Ok(Arc::new(write_protect::WriteProtect))
+            }
+            Err(why) => missing("write-protect", why),
+        },
     }
 }
 

@@ -69,6 +69,12 @@ impl Live {
         Ok(true)
     }
 
+    /// Whether the process has the library that the tracker needs.
+    pub fn has_library(&mut self) -> Result<bool> {
+        let pid = self.pid();
+        Ok(self.protection.control(pid)?.is_some())
+    }
+
     /// Whether the process's filters allow what arming and the library need.
     fn may_arm(&self, head: &Head) -> bool {
         let dispatch = [PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, head.text(), head.text_len(), 0, 0];

@@ -20,7 +20,8 @@ impl Live {
     ///
     /// Errors: those of running batches; the process is right in any case.
     pub fn lift(&mut self, deadline: Deadline) -> Result<()> {
-        let Some(control) = self.protection.control else { return Ok(()) };
+        let pid = self.pid();
+        let Some(control) = self.protection.expected(pid)? else { return Ok(()) };
         let head = control.head()?;
         if head.state() & INSTALLED == 0 {
             return Ok(());

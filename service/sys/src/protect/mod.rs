@@ -13,8 +13,10 @@ mod arm;
 mod control;
 mod lift;
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::unistd::Pid;
 
 pub(crate) use self::control::Control;
@@ -23,6 +25,38 @@ use crate::gate::Gate;
 use crate::seize::settle;
 use crate::thread::{Deadline, Stop, Stopped};
 use crate::{AddrRange, VirtAddr};
+
+/// Whether the tracker is, or was, in use here: then each process is looked at for it.
+static EXPECTED: AtomicBool = AtomicBool::new(false);
+
+/// Says that members may be armed, by this program or by one before it.
+pub fn expect() {
+    EXPECTED.store(true, Relaxed);
+}
+
+/// Whether the kernel has what the tracker needs: Syscall User Dispatch (Linux 5.11), tried on ourselves, and its request of
+/// ptrace(2) (Linux 6.4), without which batches could be dispatched.
+pub fn probe() -> std::result::Result<(), Errno> {
+    const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+    // SAFETY: switches off what is off; only numbers.
+    Errno::result(unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) })?;
+    // ESRCH: the request is known and looks for a traced thread; EIO comes for unknown ones of traced threads only, so the
+    // release tells.
+    match crate::ptrace::dispatch_configuration(Pid::from_raw(0)) {
+        Err(Errno::ESRCH) if release() >= (6, 4) => Ok(()),
+        Err(Errno::ESRCH) => Err(Errno::ENOSYS),
+        Err(e) => Err(e),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Major and minor number of the kernel's release.
+fn release() -> (u32, u32) {
+    let text = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    let text = text.unwrap_or_default();
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
 
 /// What this program knows of the tracker in a process.
 #[derive(Debug, Default)]
@@ -36,6 +70,7 @@ impl Protection {
     /// Looks whether a process's system calls are dispatched to the library, and lets its threads end what they are in the midst of.
     pub(crate) fn settle(threads: Vec<Stopped>, deadline: Deadline) -> Result<(Self, Vec<Stopped>)> {
         let Some(control) = Control::of_threads(&threads)? else { return Ok((Self::default(), threads)) };
+        expect();
         let mut settled = Vec::with_capacity(threads.len());
         for thread in threads {
             settled.push(run_out(thread, &control, deadline)?);
@@ -61,6 +96,15 @@ impl Protection {
     #[must_use]
     pub fn is_own_stack(&self, at: u64) -> bool {
         self.control.is_some_and(|control| control.is_own_stack(at))
+    }
+
+    /// The control block of a process that may be armed though no thread of it dispatches: a child of fork(2) that was stopped before
+    /// it began to.
+    pub(crate) fn expected(&mut self, pid: Pid) -> Result<Option<Control>> {
+        if self.control.is_some() || !EXPECTED.load(Relaxed) {
+            return Ok(self.control);
+        }
+        self.control(pid).map(|control| control.copied())
     }
 
     /// Pages that were armed and not written since, ascending.

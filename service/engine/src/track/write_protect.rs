@@ -1,0 +1,146 @@
+//! `write-protect`: in user space alone, by the preload library. Pages are closed by mprotect(2) and opened by the first write.
+//!
+//! The member is lifted before anything is read of it ([`Live::lift`]), so a checkpoint sees what the application made; it is armed
+//! again in the end. Where it cannot be armed, all of it counts as written.
+
+use ckpt_image::Tracker as Kind;
+use ckpt_sys::inject::Live;
+use ckpt_sys::maps::Mapping;
+use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
+use ckpt_sys::thread::Deadline;
+use ckpt_sys::{AddrRange, Error as SysError, VirtAddr, protect};
+use nix::unistd::Pid;
+
+use super::{Tracker, Watch};
+
+/// The tracker.
+#[derive(Debug)]
+pub(super) struct WriteProtect;
+
+/// Whether the machine has it; the error says why not.
+pub(super) fn probe() -> Result<(), String> {
+    protect::probe().map_err(|e| {
+        format!("the kernel has no Syscall User Dispatch that ptrace(2) tells of (Linux 6.4): {e}")
+    })
+}
+
+impl Tracker for WriteProtect {
+    fn kind(&self) -> Kind {
+        Kind::WriteProtect
+    }
+
+    fn watch(&self, live: &mut Live, _: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
+        Ok(live.has_library()?.then(|| Box::new(Space::new(live.pid())) as Box<dyn Watch>))
+    }
+}
+
+/// One address space.
+#[derive(Debug)]
+struct Space {
+    pid: Pid,
+    pagemap: Option<Pagemap>,
+    /// Pages that were closed when the window began.
+    clean: Vec<AddrRange>,
+    /// Pages that were there when it was armed: others are new, however they came to be.
+    known: Vec<AddrRange>,
+    /// Those of this window.
+    own: Vec<AddrRange>,
+    /// What is to be armed.
+    mappings: Vec<Mapping>,
+}
+
+impl Space {
+    fn new(pid: Pid) -> Self {
+        let (clean, known, own) = (Vec::new(), Vec::new(), Vec::new());
+        Self { pid, pagemap: None, clean, known, own, mappings: Vec::new() }
+    }
+}
+
+impl Watch for Space {
+    fn enter(&mut self, live: &Live) {
+        self.clean = common(live.protection().clean(), &self.known);
+    }
+
+    fn take(&mut self, mapping: &Mapping, wanted: Wanted, found: &mut Tracked) -> Result<(), SysError> {
+        let pagemap = match &mut self.pagemap {
+            Some(pagemap) => pagemap,
+            none => none.insert(Pagemap::open(self.pid)?),
+        };
+        let mut all = Found::default();
+        pagemap.scan(mapping.range, wanted, &mut all)?;
+        let clean = common(&all.pages, &self.clean);
+        found.written.extend(without(&all.pages, &clean));
+        found.clean.extend(clean);
+        found.guards.append(&mut all.guards);
+        self.own.append(&mut all.pages);
+        self.mappings.push(mapping.clone());
+        Ok(())
+    }
+
+    fn settle(&mut self, live: &mut Live, deadline: Deadline) -> Result<(), SysError> {
+        let armed = live.arm(&std::mem::take(&mut self.mappings), deadline)?;
+        let own = std::mem::take(&mut self.own);
+        self.known = if armed { own } else { Vec::new() };
+        self.clean.clear();
+        self.pagemap = None;
+        Ok(())
+    }
+}
+
+/// What two ascending lists have in common.
+fn common(one: &[AddrRange], other: &[AddrRange]) -> Vec<AddrRange> {
+    let mut both = Vec::new();
+    let (mut a, mut b) = (one.iter().peekable(), other.iter().peekable());
+    while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
+        let (start, end) = (x.start.max(y.start), x.end.min(y.end));
+        if start < end {
+            both.push(AddrRange { start, end });
+        }
+        if x.end <= y.end {
+            a.next();
+        } else {
+            b.next();
+        }
+    }
+    both
+}
+
+/// What of an ascending list is not in a part of it.
+fn without(all: &[AddrRange], part: &[AddrRange]) -> Vec<AddrRange> {
+    let mut rest = Vec::new();
+    let mut part = part.iter().peekable();
+    for range in all {
+        let mut start = range.start;
+        let mut add = |start: VirtAddr, end: VirtAddr| {
+            if start < end {
+                rest.push(AddrRange { start, end });
+            }
+        };
+        while let Some(taken) = part.next_if(|taken| taken.end <= range.end) {
+            add(start, taken.start);
+            start = taken.end;
+        }
+        add(start, range.end);
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(list: &[(u64, u64)]) -> Vec<AddrRange> {
+        list.iter().map(|(a, b)| AddrRange { start: VirtAddr(*a), end: VirtAddr(*b) }).collect()
+    }
+
+    #[test]
+    fn written_and_clean_are_all_and_nothing_twice() {
+        let all = ranges(&[(1, 5), (7, 9), (10, 20)]);
+        let closed = ranges(&[(0, 2), (4, 8), (12, 14), (15, 30)]);
+        let clean = common(&all, &closed);
+        assert_eq!(clean, ranges(&[(1, 2), (4, 5), (7, 8), (12, 14), (15, 20)]));
+        assert_eq!(without(&all, &clean), ranges(&[(2, 4), (8, 9), (10, 12), (14, 15)]));
+        assert_eq!(without(&all, &[]), all);
+        assert!(without(&all, &all).is_empty() && common(&all, &[]).is_empty());
+    }
+}
