@@ -81,16 +81,21 @@ struct Victim {
 
 impl Victim {
     fn start(name: &str, parts: &[&str]) -> Option<Self> {
+        let mut victim = Self::launch(name, program(), parts)?;
+        let mut line = String::new();
+        BufReader::new(victim.child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Some(victim)
+    }
+
+    fn launch(name: &str, program: &Path, parts: &[&str]) -> Option<Self> {
         let place = Place::new(name)?;
         let procs = place.0.join("cgroup.procs");
         let script = "echo $$ > \"$0\" && library=$1 && shift && LD_PRELOAD=$library exec \"$@\"";
         let mut command = Command::new("sh");
-        command.arg("-c").arg(script).arg(&procs).arg(library()).arg(program()).args(parts);
+        command.arg("-c").arg(script).arg(&procs).arg(library()).arg(program).args(parts);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
+        let child = command.spawn().unwrap();
         Some(Self { place, child, known: BTreeMap::new(), armed: 0, clean: 0, own: 0 })
     }
 
@@ -154,6 +159,44 @@ fn memory(pid: Pid, mappings: &[Mapping]) -> Vec<(u64, Vec<u8>)> {
         (mapping.range.start.0, bytes)
     })
     .collect()
+}
+
+/// A victim of the integration tests, armed three times, then asked to change all of its memory and to check itself.
+#[test]
+fn a_program_that_waits_for_signals_changes_all_its_memory() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/memory.c");
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("protected-memory-{}", std::process::id()));
+    let (program, dir) = (base.with_extension("bin"), base.with_extension("dir"));
+    let mut compile = Command::new("cc");
+    compile.args(["-g", "-O1", "-pthread", "-o"]).arg(&program).arg(source);
+    assert!(compile.status().unwrap().success());
+    std::fs::create_dir_all(&dir).unwrap();
+    let generation = || std::fs::read_to_string(dir.join("generation")).unwrap_or_default();
+    let Some(mut victim) = Victim::launch("memory", &program, &[dir.to_str().unwrap()]) else { return };
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    until("ready", &|| generation() == "0\n");
+    let pid = Pid::from_raw(i32::try_from(victim.child.id()).unwrap());
+    for round in 1..=5 {
+        (0..3).for_each(|_| victim.checkpoint());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR2).unwrap();
+        until("changed", &|| generation() == format!("{round}\n"));
+        victim.checkpoint();
+        let _ = std::fs::remove_file(dir.join("report"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+        until("checked", &|| dir.join("report").exists());
+        let report = std::fs::read_to_string(dir.join("report")).unwrap();
+        assert_eq!(report, format!("ok {round} {round}\n"));
+    }
+    assert!(victim.armed == 20, "armed {} times", victim.armed);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(victim.child.wait().unwrap().success());
+    let _ = (std::fs::remove_file(&program), std::fs::remove_dir_all(&dir));
 }
 
 fn unharmed(name: &str, parts: &[&str], seconds: u64) {
