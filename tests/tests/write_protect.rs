@@ -165,7 +165,8 @@ fn memory(pid: Pid, mappings: &[Mapping]) -> Vec<(u64, Vec<u8>)> {
 #[test]
 fn a_program_that_waits_for_signals_changes_all_its_memory() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/memory.c");
-    let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("protected-memory-{}", std::process::id()));
+    let base =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("protected-memory-{}", std::process::id()));
     let (program, dir) = (base.with_extension("bin"), base.with_extension("dir"));
     let mut compile = Command::new("cc");
     compile.args(["-g", "-O1", "-pthread", "-o"]).arg(&program).arg(source);

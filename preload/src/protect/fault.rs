@@ -3,7 +3,7 @@ use super::{BELIEVED, CONTROL, Context, RIP, RSP, getpid, gettid, mine, pass, ta
 use ckpt_wire::protect::{CLOSED, OPENED, OURS};
 use core::{ffi::c_void, sync::atomic::Ordering::Relaxed};
 
-/// Page fault error code: a write, in user mode.
+/// Page fault error code: a write, to a page that is there or is not yet.
 const WRITE: u64 = 2;
 /// si_code: the kernel itself, where it could not write a signal frame.
 const SI_KERNEL: i32 = 0x80;
@@ -41,7 +41,7 @@ fn answered(info: &Info, context: &mut Context) -> bool {
     if info.code == SI_KERNEL {
         return open_stack(context);
     }
-    let is_write = context.regs[libc::REG_ERR as usize] & (WRITE | 1) == WRITE | 1;
+    let is_write = context.regs[libc::REG_ERR as usize] & WRITE != 0;
     if info.code != SEGV_ACCERR || !is_write {
         return false;
     }

@@ -86,6 +86,11 @@ pub fn single_step(tid: Pid, signal: i32) -> Result<(), Errno> {
     plain(libc::PTRACE_SINGLESTEP, tid, 0, i64::from(signal))
 }
 
+/// PTRACE_SYSCALL: to the entry of the next system call, or from there to its end.
+pub fn to_call(tid: Pid) -> Result<(), Errno> {
+    plain(libc::PTRACE_SYSCALL, tid, 0, 0)
+}
+
 /// PTRACE_DETACH with a signal (0: none). The thread must be stopped.
 pub fn detach(tid: Pid, signal: i32) -> Result<(), Errno> {
     plain(libc::PTRACE_DETACH, tid, 0, i64::from(signal))

@@ -386,6 +386,33 @@ impl Stopped {
         }
     }
 
+    /// Delivers a signal; it stops with SIGTRAP before the first instruction of the handler.
+    pub(crate) fn step_with(self, signal: i32) -> Step<Running, Self> {
+        match ptrace::single_step(self.tid, signal) {
+            Ok(()) => Ok(self.went()),
+            Err(e) => {
+                let error = self.error("PTRACE_SINGLESTEP", e);
+                Err((self, error))
+            }
+        }
+    }
+
+    /// Lets it run to the entry of its next system call, or from there to its end; it stops with SIGTRAP.
+    pub(crate) fn step_to_call(self) -> Step<Running, Self> {
+        match ptrace::to_call(self.tid) {
+            Ok(()) => Ok(self.went()),
+            Err(e) => {
+                let error = self.error("PTRACE_SYSCALL", e);
+                Err((self, error))
+            }
+        }
+    }
+
+    /// Has it stop by an interrupt as soon as it runs.
+    pub(crate) fn interrupt(&self) -> Result<()> {
+        ptrace::interrupt(self.tid).map_err(|e| self.error("PTRACE_INTERRUPT", e))
+    }
+
     /// The handle again, unless the thread was killed meanwhile.
     pub fn unless_ended(self) -> Option<Self> {
         let mut status = 0;

@@ -54,7 +54,11 @@ static void writes(void) {
     enum { PAGES = 2048 };
     char *memory = map(PAGES), *copy = map(PAGES);
     unsigned long seed = 7;
+    char *sparse = map(4096); /* pages that are not there when they are protected */
+    size_t touched = 0;
     while (!stop) {
+        if (touched < 4096)
+            sparse[touched * PAGE] = 1, touched += 3;
         for (int n = 0; n < 300; n++) {
             unsigned long at = next(&seed) % (PAGES * PAGE / 8) * 8, value = next(&seed);
             *(unsigned long *)(memory + at) = value;

@@ -135,11 +135,6 @@ impl Control {
         AddrRange::new(VirtAddr(head.stacks() + index * STACK as u64), STACK as u64)
     }
 
-    /// Whether a thread is on an alternate stack of ours.
-    pub(super) fn is_on_stack(&self, thread: &Stopped) -> Result<bool> {
-        Ok(self.is_own_stack(thread.registers()?.rsp))
-    }
-
     /// Whether an address lies in the alternate stacks of ours.
     pub(super) fn is_own_stack(&self, at: u64) -> bool {
         let stacks = self.head().map_or(0, |head| head.stacks());

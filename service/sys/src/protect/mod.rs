@@ -14,7 +14,6 @@ mod control;
 mod lift;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -22,6 +21,7 @@ use nix::unistd::Pid;
 pub(crate) use self::control::Control;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::runner::wait_stopped;
 use crate::seize::settle;
 use crate::thread::{Deadline, Stop, Stopped};
 use crate::{AddrRange, VirtAddr};
@@ -114,38 +114,54 @@ impl Protection {
     }
 }
 
-/// How often a thread that holds the lock is let run.
-const TURNS: u32 = 400;
+/// System calls that a thread makes at most until it gives the lock back: one for each page in the worst case.
+const CALLS: u32 = 20_000;
 
-/// Lets a thread run until it neither holds the library's lock nor has a signal of the library's on its way.
+/// Lets a thread run until it neither holds the library's lock nor has a signal of the library's on its way; not one instruction
+/// of the application more.
 fn run_out(thread: Stopped, control: &Control, deadline: Deadline) -> Result<Stopped> {
+    let tid = thread.tid();
     let mut thread = thread;
-    for turn in 0..TURNS {
-        if matches!(thread.reason(), Stop::Group(_)) || deadline.passed() {
-            break;
+    let mut went = false;
+    // Into the handler, whose first instruction is not executed.
+    for signal in on_their_way(&thread)? {
+        if matches!(thread.reason(), Stop::Group(_)) {
+            return Ok(thread);
         }
-        let holds = control.is_locked()? && control.holds(&thread)?;
-        // A handler of the application's own may be on that stack and stay there.
-        let answers = turn < 20 && control.is_on_stack(&thread)?;
-        if !holds && !answers && !is_on_its_way(&thread)? {
-            break;
+        let running = thread.step().map_err(|(_, e)| e)?;
+        thread = wait_stopped(running, tid, deadline).map_err(|(_, e)| e)?;
+        if thread.reason() == Stop::Signal(signal) {
+            let running = thread.step_with(signal).map_err(|(_, e)| e)?;
+            thread = wait_stopped(running, tid, deadline).map_err(|(_, e)| e)?;
         }
-        let tid = thread.tid();
-        let running = thread.resume(0).map_err(|(_, e)| e)?;
-        if holds {
-            std::thread::sleep(Duration::from_micros(u64::from(turn.min(100)) * 10));
-        }
-        running.interrupt()?;
-        thread = settle(running, deadline).map_err(|(_, e)| e)?.ok_or(Error::Gone(tid))?;
+        went = true;
     }
-    Ok(thread)
+    // From call to call: what holds the lock ends in one, the last of which brings the application back.
+    for _ in 0..CALLS {
+        if deadline.passed() || !control.is_locked()? || !control.holds(&thread)? {
+            break;
+        }
+        let running = thread.step_to_call().map_err(|(_, e)| e)?;
+        thread = wait_stopped(running, tid, deadline).map_err(|(_, e)| e)?;
+        let running = thread.step_to_call().map_err(|(_, e)| e)?;
+        thread = wait_stopped(running, tid, deadline).map_err(|(_, e)| e)?;
+        went = true;
+    }
+    if !went {
+        return Ok(thread);
+    }
+    // Stopped again by the interrupt, so that nothing is delivered when it goes on.
+    thread.interrupt()?;
+    let running = thread.resume(0).map_err(|(_, e)| e)?;
+    settle(running, deadline).map_err(|(_, e)| e)?.ok_or(Error::Gone(tid))
 }
 
-/// Whether a fault or a dispatched call of the thread has made a signal that is not delivered yet.
-fn is_on_its_way(thread: &Stopped) -> Result<bool> {
+/// The signals that a fault or a dispatched call of the thread has made and that are not delivered yet.
+fn on_their_way(thread: &Stopped) -> Result<Vec<i32>> {
     let pending = thread.pending_signals(false)?;
-    Ok(pending.iter().any(|info| {
-        let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-        matches!(word(0), libc::SIGSYS | libc::SIGSEGV) && word(8) > 0
-    }))
+    let word = |info: &[u8; 128], at: usize| {
+        i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
+    };
+    let ours = pending.iter().filter(|info| word(info, 8) > 0).map(|info| word(info, 0));
+    Ok(ours.filter(|signal| matches!(*signal, libc::SIGSYS | libc::SIGSEGV)).collect())
 }
