@@ -5,7 +5,8 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::run;
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 1] = [("case-files", "")];
+const PROGRAMS: [(&str, &str); 4] =
+    [("case-files", ""), ("case-sockets", ""), ("case-memory", ""), ("case-ipc", "")];
 
 pub(crate) fn tests() -> Vec<Test> {
     PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect()
