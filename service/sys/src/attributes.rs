@@ -57,6 +57,13 @@ pub fn io_priority(tid: Pid) -> Result<i32> {
     Ok(check("ioprio_get", tid, ret)? as i32)
 }
 
+/// Lets this process keep its capabilities when its effective ids change (prctl(2), SECBIT_NO_SETUID_FIXUP). Needs CAP_SETPCAP.
+pub fn keep_capabilities() -> std::result::Result<(), Errno> {
+    const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) }).map(drop)
+}
+
 /// Head and length of a thread's robust futex list (get_robust_list(2)); (0, 0) if none was set.
 pub fn robust_list(tid: Pid) -> Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);

@@ -15,7 +15,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::class::{Class, classify};
-use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, pidfd, pipe, signalfd};
+use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd};
 use super::{timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
 use crate::{Problem, Severity};
@@ -383,6 +383,7 @@ impl<'a> DescriptorCapture<'a> {
             libc::AF_UNIX => unix_socket::capture(self, found),
             libc::AF_INET | libc::AF_INET6 => inet::capture(self, found),
             libc::AF_NETLINK => netlink::capture(self, found),
+            libc::AF_PACKET => packet::capture(self, found),
             other => Err(Refusal::new(
                 "socket-family",
                 format!("a socket of address family {other} cannot be captured"),

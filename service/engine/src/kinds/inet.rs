@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, InetRecord, InetState};
-use ckpt_sys::descriptor::socket;
+use ckpt_sys::descriptor::{message, socket};
 use nix::errno::Errno;
 use nix::libc;
 
-use super::collect::{DescriptorCapture, Found};
+use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::{Error, Refusal, options, tcp};
+use super::{Error, Refusal, multicast, options, tcp};
 
+/// Protocols of datagram sockets that are told from one another by their number alone.
+const DATAGRAMS: [i32; 4] =
+    [libc::IPPROTO_UDP, libc::IPPROTO_UDPLITE, libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6];
 const SO_NETNS_COOKIE: i32 = 71; // Linux 5.14
 
 /// A connection as one end sees it: network namespace, local and remote address.
@@ -22,28 +26,40 @@ type End = (u64, SocketAddr, SocketAddr);
 #[derive(Debug, Default)]
 pub(super) struct Ends {
     met: HashMap<End, DescriptionId>,
+    /// Multicast groups by network namespace.
+    groups: HashMap<u64, Arc<Vec<multicast::Group>>>,
 }
 
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
     let fd = found.fd();
     let int = |name| socket::int_option(fd, libc::SOL_SOCKET, name).map_err(Refusal::call("getsockopt"));
     let (family, kind, protocol) = (int(libc::SO_DOMAIN)?, int(libc::SO_TYPE)?, int(libc::SO_PROTOCOL)?);
-    let supported = matches!(
-        (kind, protocol),
-        (libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) | (libc::SOCK_DGRAM, libc::IPPROTO_UDP)
-    );
+    let supported = match kind {
+        libc::SOCK_STREAM => matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP),
+        libc::SOCK_DGRAM => DATAGRAMS.contains(&protocol),
+        libc::SOCK_RAW => true,
+        _ => false,
+    };
     if !supported {
         let text = format!("a socket of type {kind} with protocol {protocol} cannot be captured");
         return Err(Refusal::new("socket-protocol", text, "stop using it before the checkpoint"));
     }
     let name = socket::name(fd).map_err(Refusal::call("getsockname"))?;
-    let local = parse(&name).filter(|address| address.port() != 0).map(|_| name);
+    // Raw sockets are bound to addresses only; the port that is told is their protocol.
+    let bound = |address: &SocketAddr| match kind {
+        libc::SOCK_RAW => !address.ip().is_unspecified(),
+        _ => address.port() != 0,
+    };
+    let local = parse(&name).filter(bound).map(|_| name);
     let remote = socket::peer_name(fd).ok();
-    let options = options::read(fd, family, protocol).map_err(|e| match e {
+    let mut options = options::read(fd, family, protocol).map_err(|e| match e {
         Errno::EACCES => Refusal::new("socket-filter", "it has an eBPF filter", "use a classic filter"),
         e => Refusal::call("getsockopt")(e),
     })?;
-    if kind == libc::SOCK_DGRAM && socket::ready(fd, libc::POLLIN).unwrap_or(0) & libc::POLLIN != 0 {
+    if kind != libc::SOCK_STREAM {
+        options.extend(multicast::joined(fd, family, &groups(cx, found))?);
+    }
+    if kind != libc::SOCK_STREAM && socket::ready(fd, libc::POLLIN).unwrap_or(0) & libc::POLLIN != 0 {
         cx.warn(
             found,
             Refusal::new(
@@ -53,47 +69,154 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
             ),
         );
     }
+    if kind == libc::SOCK_STREAM && message::urgent(fd) {
+        return Err(super::urgent());
+    }
     let listening = int(libc::SO_ACCEPTCONN)? != 0;
     let state = match (kind, remote) {
         _ if listening => {
             InetState::Listening { backlog: tcp::backlog(fd), activated: cx.is_held_by_systemd(found.ino()) }
         }
-        (libc::SOCK_DGRAM, Some(remote)) => InetState::Connected { remote },
-        (libc::SOCK_DGRAM, None) => InetState::Idle,
+        (libc::SOCK_DGRAM | libc::SOCK_RAW, Some(remote)) => InetState::Connected { remote },
+        (libc::SOCK_DGRAM | libc::SOCK_RAW, None) => InetState::Idle,
         (_, remote) if tcp::is_connection(fd) => {
             let remote = remote.unwrap_or_default();
             note_end(cx, found, local.as_deref(), &remote);
             InetState::Reset { remote }
+        }
+        _ if tcp::is_over(fd) => {
+            let received = if cx.depth == Depth::Contents { tcp::received(fd) } else { Ok(Vec::new()) };
+            InetState::Over { received: received.map_err(Refusal::call("recvmsg(MSG_PEEK)"))? }
         }
         _ => InetState::Idle,
     };
     Ok(DescriptionKind::Inet(InetRecord { family, kind, protocol, local, state, options }))
 }
 
-fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>, remote: &[u8]) {
+/// The multicast groups of its network namespace, looked at once.
+fn groups(cx: &mut DescriptorCapture<'_>, found: &Found) -> Arc<Vec<multicast::Group>> {
+    let cookie = cookie(found);
+    let pid = found.place.pid;
+    Arc::clone(cx.inet.groups.entry(cookie).or_insert_with(|| Arc::new(multicast::of_namespace(pid))))
+}
+
+/// The network namespace of a socket.
+fn cookie(found: &Found) -> u64 {
     let cookie = socket::option(found.fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, 8).unwrap_or_default();
-    let cookie = u64::from_ne_bytes(cookie.try_into().unwrap_or_default());
+    u64::from_ne_bytes(cookie.try_into().unwrap_or_default())
+}
+
+fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>, remote: &[u8]) {
+    let cookie = cookie(found);
     if let (Some(local), Some(remote)) = (local.and_then(parse), parse(remote)) {
         cx.inet.met.insert((cookie, local, remote), found.id);
     }
 }
 
-/// Finds the connections that have both ends in the group, and captures them.
+/// Finds the connections that have both ends in the group, and captures them; then those whose other end nobody has.
 pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<DescriptionKind>]) {
     let met = std::mem::take(&mut cx.inet.met);
-    for ((cookie, local, remote), id) in &met {
-        let Some(peer) = met.get(&(*cookie, *remote, *local)).filter(|peer| *peer != id) else { continue };
+    let mut tables = HashMap::new();
+    for (end, id) in &met {
+        let (cookie, local, remote) = end;
         let found = cx.found(*id).clone();
-        let other = cx.found(*peer).clone();
         let Some(Some(DescriptionKind::Inet(record))) = kinds.get_mut(id.index()) else { continue };
-        let InetState::Reset { remote } = &record.state else { continue };
-        match tcp::capture(cx.depth, found.fd(), other.fd()) {
-            Ok(tcp) => {
-                record.state = InetState::Inside { peer: *peer, remote: remote.clone(), tcp };
+        let InetState::Reset { remote: address } = &record.state else { continue };
+        let peer = met.get(&(*cookie, *remote, *local)).filter(|peer| *peer != id);
+        let state = match peer {
+            Some(peer) => {
+                let other = cx.found(*peer).clone();
+                let inside = |tcp| InetState::Inside { peer: *peer, remote: address.clone(), tcp };
+                tcp::capture(cx.depth, found.fd(), other.fd()).map(inside)
             }
+            None if found.in_flight => continue,
+            None => {
+                let table = tables.entry(*cookie).or_insert_with(|| tcp_table(found.place.pid));
+                match table.get(&(*remote, *local)) {
+                    Some(other) if other.inode != 0 => continue, // a process outside the group
+                    Some(other) if UNACCEPTED.contains(&other.state) => waiting(cx, &found, address, other),
+                    None if !is_here(table, remote) => continue,
+                    _ => tcp::capture_last(cx.depth, found.fd())
+                        .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
+                }
+            }
+        };
+        match state {
+            Ok(state) => record.state = state,
             Err(e) => cx.refuse(&found, Refusal::call("TCP_REPAIR")(e)),
         }
     }
+}
+
+/// ESTABLISHED, CLOSE_WAIT: a connection without a process is one that waits to be accepted; others are on their way out.
+const UNACCEPTED: [u8; 2] = [1, 8];
+
+/// A client whose connection nobody has accepted. What it has written lies where only accept(2) leads.
+fn waiting(
+    cx: &mut DescriptorCapture<'_>,
+    found: &Found,
+    remote: &[u8],
+    other: &TcpLine,
+) -> Result<InetState, Errno> {
+    let remote = remote.to_vec();
+    if other.unread == 0 && socket::unsent(found.fd())? == 0 {
+        return Ok(InetState::Waiting { remote });
+    }
+    let text = "it was connected and written to, and has not been accepted yet: after a restore it is reset";
+    cx.warn(found, Refusal::new("tcp-waiting", text, "take the checkpoint again"));
+    Ok(InetState::Reset { remote })
+}
+
+/// A line of /proc/PID/net/tcp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TcpLine {
+    state: u8,
+    unread: u64,
+    /// 0 where no process has it.
+    inode: u64,
+}
+
+type TcpTable = HashMap<(SocketAddr, SocketAddr), TcpLine>;
+
+/// The connections of a process's network namespace, by local and remote address (proc_pid_net(5)).
+fn tcp_table(pid: i32) -> TcpTable {
+    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let mut table = parse_tcp(&read("tcp"));
+    table.extend(parse_tcp(&read("tcp6")));
+    table
+}
+
+fn parse_tcp(text: &str) -> TcpTable {
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let key = (parse_hex(words.get(1)?)?, parse_hex(words.get(2)?)?);
+        let state = u8::from_str_radix(words.get(3)?, 16).ok()?;
+        let (_, unread) = words.get(4)?.split_once(':')?;
+        let unread = u64::from_str_radix(unread, 16).ok()?;
+        Some((key, TcpLine { state, unread, inode: words.get(9)?.parse().ok()? }))
+    };
+    text.lines().skip(1).filter_map(line).collect()
+}
+
+/// `0100007F:1F90`: 32-bit words in the machine's order; a v4 address in v6 form is that v4 address.
+fn parse_hex(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| u32::from_str_radix(ip.get(8 * at..8 * at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let bytes = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
+            IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+/// Whether an address is of this machine, as far as its connections show.
+fn is_here(table: &TcpTable, address: &SocketAddr) -> bool {
+    address.ip().is_loopback() || table.keys().any(|(local, _)| local.ip() == address.ip())
 }
 
 /// Reads a struct sockaddr_in or sockaddr_in6; a v4 address in v6 form is that v4 address.
@@ -119,7 +242,11 @@ pub(super) fn create(
     inet: &InetRecord,
 ) -> Result<(), Error> {
     match &inet.state {
-        InetState::Inside { .. } | InetState::Reset { .. } => Ok(()),
+        InetState::Inside { .. }
+        | InetState::Reset { .. }
+        | InetState::Waiting { .. }
+        | InetState::PeerGone { .. }
+        | InetState::Over { .. } => Ok(()),
         InetState::Listening { activated: true, .. } if take_from_stub(cx, record, inet)? => Ok(()),
         InetState::Listening { backlog, .. } => {
             let fd = bound(cx, record, inet)?;
@@ -159,6 +286,22 @@ pub(super) fn connect(
             cx.enter(record.unit)?;
             let fd =
                 tcp::reset(inet.family).map_err(Error::call("a reset connection", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::Waiting { remote } => {
+            let fd = bound(cx, record, inet)?;
+            socket::connect(fd.as_fd(), remote).map_err(Error::call("connect", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::PeerGone { .. } => {
+            cx.enter(record.unit)?;
+            let fd = tcp::last(inet).map_err(Error::call("TCP_REPAIR", cx.describe(record)))?;
+            finish(cx, record, inet, fd)
+        }
+        InetState::Over { received } => {
+            cx.enter(record.unit)?;
+            let fd = tcp::over(inet.family, received)
+                .map_err(Error::call("a closed connection", cx.describe(record)))?;
             finish(cx, record, inet, fd)
         }
         InetState::Inside { peer, .. } if !cx.has(record.id) => {
@@ -247,5 +390,20 @@ mod tests {
         mapped[20..24].copy_from_slice(&[127, 0, 0, 1]);
         assert_eq!(parse(&mapped), Some("127.0.0.1:80".parse().unwrap()));
         assert_eq!(parse(&[1, 2, 3]), None);
+    }
+}
+
+#[cfg(test)]
+mod table_tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_read() {
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+                    0: 0100007F:1F90 0100007F:C350 01 00000000:00000005 00:00000000 00000000     0        0 0 1 x\nbroken\n";
+        let key = ("127.0.0.1:8080".parse().unwrap(), "127.0.0.1:50000".parse().unwrap());
+        assert_eq!(parse_tcp(text)[&key], TcpLine { state: 1, unread: 5, inode: 0 });
+        let mapped = parse_hex("0000000000000000FFFF00000100007F:0050").unwrap();
+        assert_eq!(mapped, "127.0.0.1:80".parse().unwrap());
     }
 }

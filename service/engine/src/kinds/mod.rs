@@ -26,12 +26,15 @@ mod inet;
 mod inotify;
 pub mod late;
 mod memfd;
+mod multicast;
 mod netlink;
 mod options;
+mod packet;
 mod pidfd;
 mod pipe;
 pub mod rebuild;
 mod signalfd;
+mod stand_in;
 mod tcp;
 mod timerfd;
 mod unix_name;
@@ -66,6 +69,12 @@ impl Refusal {
             Self::new("descriptor-unreadable", format!("{op} failed: {}", e.desc()), remedy)
         }
     }
+}
+
+/// Data out of band (MSG_OOB) lies in a socket.
+fn urgent() -> Refusal {
+    let text = "a byte of urgent data (MSG_OOB) waits in it, whose place in the stream is not told";
+    Refusal::new("urgent-data", text, "try again when the application has read it")
 }
 
 /// What went wrong while descriptions were rebuilt.

@@ -99,11 +99,36 @@ const UDP: &[Entry] = &[
     (libc::IPPROTO_UDP, libc::UDP_CORK, 4),
     (libc::IPPROTO_UDP, 103, 4),
     (libc::IPPROTO_UDP, 104, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
+    (libc::IPPROTO_IP, 50, 4), // IP_UNICAST_IF
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 4),
+    (libc::IPPROTO_IPV6, 76, 4), // IPV6_UNICAST_IF
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
+];
+
+/// raw(7): IP_HDRINCL, ICMP_FILTER; IPV6_HDRINCL, and ICMP6_FILTER of IPPROTO_ICMPV6.
+const RAW: &[Entry] = &[
+    (libc::IPPROTO_IP, libc::IP_HDRINCL, 4),
+    (libc::SOL_RAW, 1, 4),
+    (libc::IPPROTO_IPV6, 36, 4),
+    (libc::IPPROTO_ICMPV6, 1, 32),
+];
+
+/// packet(7): AUXDATA, ORIGDEV, VERSION, RESERVE, TIMESTAMP, VNET_HDR, TX_HAS_OFF, QDISC_BYPASS, IGNORE_OUTGOING.
+const PACKET: &[Entry] = &[
+    (libc::SOL_PACKET, 8, 4),
+    (libc::SOL_PACKET, 9, 4),
+    (libc::SOL_PACKET, 10, 4),
+    (libc::SOL_PACKET, 12, 4),
+    (libc::SOL_PACKET, 17, 4),
+    (libc::SOL_PACKET, 15, 4),
+    (libc::SOL_PACKET, 19, 4),
+    (libc::SOL_PACKET, 20, 4),
+    (libc::SOL_PACKET, 23, 4),
 ];
 
 /// netlink(7): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
@@ -123,14 +148,16 @@ fn entries(family: i32, protocol: i32) -> Vec<&'static [Entry]> {
     match family {
         libc::AF_UNIX => lists.push(UNIX),
         libc::AF_NETLINK => lists.push(NETLINK),
+        libc::AF_PACKET => lists.push(PACKET),
         libc::AF_INET => lists.push(IP),
         libc::AF_INET6 => lists.extend([IP, IPV6]),
         _ => {}
     }
     match protocol {
         libc::IPPROTO_TCP | libc::IPPROTO_MPTCP => lists.push(TCP),
-        libc::IPPROTO_UDP => lists.push(UDP),
-        _ => {}
+        libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE | libc::IPPROTO_ICMP => lists.push(UDP),
+        -1 => {}
+        _ => lists.extend([UDP, RAW]),
     }
     lists
 }
@@ -186,6 +213,12 @@ fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<(), Errno> {
         }
         (libc::SOL_SOCKET, libc::SO_RCVBUF) => {
             socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half())
+        }
+        (libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP) | (libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP) => {
+            match socket::set_option(fd, option.level, option.name, &option.value) {
+                Err(Errno::EADDRINUSE) => Ok(()), // a member already
+                other => other,
+            }
         }
         (level, name) => socket::set_option(fd, level, name, &option.value),
     }

@@ -11,7 +11,8 @@ use nix::libc;
 
 use super::unix_name::Aside;
 use super::{
-    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, pipe, signalfd, timerfd, unix_name, unix_peer,
+    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pipe, signalfd, timerfd, unix_name,
+    unix_peer,
 };
 use crate::{Problem, Severity};
 
@@ -233,6 +234,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Unix(_) => "unix socket",
         DescriptionKind::Inet(_) => "internet socket",
         DescriptionKind::Netlink(_) => "netlink socket",
+        DescriptionKind::Packet(_) => "packet socket",
     };
     name.to_owned()
 }
@@ -257,6 +259,7 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         }
         DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
         DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
+        DescriptionKind::Packet(packet) => packet::create(cx, record, packet),
         DescriptionKind::PidfdGone => {
             let fd = make::pidfd_gone().map_err(Error::call("clone3", cx.describe(record)))?;
             cx.put(record.id, fd)

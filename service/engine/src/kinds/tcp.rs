@@ -30,6 +30,9 @@ const LISTENING: u8 = 10;
 /// FIN_WAIT1, FIN_WAIT2, LAST_ACK, CLOSING: this end has sent its FIN.
 const WRITE_CLOSED: [u8; 4] = [4, 5, 9, 11];
 
+/// ESTABLISHED, FIN_WAIT1, FIN_WAIT2: the other end has not sent its FIN.
+const OPEN_TO_READ: [u8; 3] = [1, 4, 5];
+
 /// Sequence number that the rebuilt ends start from.
 const FIRST: u32 = 0x1000_0000;
 const PIECE: usize = 32 << 10;
@@ -48,6 +51,16 @@ pub(super) fn backlog(fd: BorrowedFd<'_>) -> i32 {
 /// Whether it is connected, or on the way to or from that.
 pub(super) fn is_connection(fd: BorrowedFd<'_>) -> bool {
     info(fd).is_ok_and(|info| ![CLOSED, LISTENING].contains(&info[0]))
+}
+
+/// Whether nothing more can be read, be it that the other end or this one has ended that.
+fn is_read_closed(fd: BorrowedFd<'_>) -> bool {
+    socket::ready(fd, libc::POLLRDHUP).unwrap_or(0) & libc::POLLRDHUP != 0
+}
+
+/// Whether it was connected and both ends have closed it; a socket that never was has not been told of an end.
+pub(super) fn is_over(fd: BorrowedFd<'_>) -> bool {
+    info(fd).is_ok_and(|info| info[0] == CLOSED) && is_read_closed(fd)
 }
 
 fn set(fd: BorrowedFd<'_>, name: i32, value: i32) -> Result<(), Errno> {
@@ -89,6 +102,7 @@ pub(super) fn capture(depth: Depth, fd: BorrowedFd<'_>, peer: BorrowedFd<'_>) ->
         received: Vec::new(),
         unsent: Vec::new(),
         write_closed,
+        read_closed: is_read_closed(fd) && OPEN_TO_READ.contains(&info[0]),
         mss: socket::int_option(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32,
         options: info[5],
         scale: (info[6] & 0xf, info[6] >> 4),
@@ -100,13 +114,27 @@ pub(super) fn capture(depth: Depth, fd: BorrowedFd<'_>, peer: BorrowedFd<'_>) ->
     Ok(record)
 }
 
-fn received(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+pub(super) fn received(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let bytes = socket::readable(fd)?;
     if bytes == 0 {
         return Ok(Vec::new());
     }
     let data = message::peek(fd, bytes)?.map(|message| message.data).unwrap_or_default();
     if data.len() == bytes { Ok(data) } else { Err(Errno::EIO) }
+}
+
+/// One end of a connection whose other end was closed: what it had written to that is lost in any case.
+pub(super) fn capture_last(depth: Depth, fd: BorrowedFd<'_>) -> Result<TcpRecord, Errno> {
+    let info = info(fd)?;
+    Ok(TcpRecord {
+        received: if depth == Depth::Contents { received(fd)? } else { Vec::new() },
+        unsent: Vec::new(),
+        write_closed: WRITE_CLOSED.contains(&info[0]),
+        read_closed: false,
+        mss: socket::int_option(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32,
+        options: info[5],
+        scale: (info[6] & 0xf, info[6] >> 4),
+    })
 }
 
 /// What was written and has not arrived: the end of the send queue past what the peer has received.
@@ -126,12 +154,60 @@ fn unsent(fd: BorrowedFd<'_>, peer: BorrowedFd<'_>, write_closed: bool) -> Resul
     queue.len().checked_sub(missing).map(|from| queue[from..].to_vec()).ok_or(Errno::EIO)
 }
 
+/// The connection of a record, and where its other end is.
+fn connection(inet: &InetRecord) -> Result<(&[u8], &TcpRecord), Errno> {
+    match &inet.state {
+        InetState::Inside { remote, tcp, .. } | InetState::PeerGone { remote, tcp } => Ok((remote, tcp)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// One end, whose other end is made only to be closed.
+pub(super) fn last(inet: &InetRecord) -> Result<OwnedFd, Errno> {
+    let (remote, tcp) = connection(inet)?;
+    let closed = TcpRecord {
+        received: Vec::new(),
+        unsent: Vec::new(),
+        write_closed: true,
+        read_closed: false,
+        scale: (tcp.scale.1, tcp.scale.0),
+        ..*tcp
+    };
+    let other = InetRecord {
+        local: Some(remote.to_vec()),
+        state: InetState::PeerGone { remote: inet.local.clone().ok_or(Errno::EINVAL)?, tcp: closed },
+        options: Vec::new(),
+        ..*inet
+    };
+    pair(inet, &other).map(|(fd, _closed)| fd)
+}
+
+/// A socket whose connection is over: what was received can be read still, then comes the end.
+pub(super) fn over(family: i32, received: &[u8]) -> Result<OwnedFd, Errno> {
+    let loopback = loopbacks(family).into_iter().find_map(|address| connected(&address, family).ok());
+    let (client, server) = loopback.ok_or(Errno::ENETUNREACH)?;
+    for fd in [&client, &server] {
+        for name in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+            socket::set_int_option(
+                fd.as_fd(),
+                libc::SOL_SOCKET,
+                name,
+                (received.len() * 4).max(1 << 20) as i32,
+            )?;
+        }
+    }
+    let mut sent = 0;
+    while sent < received.len() {
+        sent += message::send(server.as_fd(), &received[sent..], &[], &[], None)?;
+    }
+    socket::shutdown(server.as_fd(), libc::SHUT_WR)?;
+    socket::shutdown(client.as_fd(), libc::SHUT_WR)?;
+    Ok(client)
+}
+
 /// Both ends of a connection inside the group.
 pub(super) fn pair(a: &InetRecord, b: &InetRecord) -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (InetState::Inside { tcp: tcp_a, .. }, InetState::Inside { tcp: tcp_b, .. }) = (&a.state, &b.state)
-    else {
-        return Err(Errno::EINVAL);
-    };
+    let ((_, tcp_a), (_, tcp_b)) = (connection(a)?, connection(b)?);
     // What an end has received is put in its queue and raises its number; the other end goes on sending from there.
     let fd_a = end(a, tcp_a, FIRST.wrapping_add(tcp_b.received.len() as u32))?;
     let fd_b = end(b, tcp_b, FIRST.wrapping_add(tcp_a.received.len() as u32))?;
@@ -146,13 +222,16 @@ pub(super) fn pair(a: &InetRecord, b: &InetRecord) -> Result<(OwnedFd, OwnedFd),
         if tcp.write_closed {
             socket::shutdown(fd.as_fd(), libc::SHUT_WR)?;
         }
+        if tcp.read_closed {
+            socket::shutdown(fd.as_fd(), libc::SHUT_RD)?;
+        }
     }
     Ok((fd_a, fd_b))
 }
 
 /// One end in repair mode: connected without a packet, its receive queue filled.
 fn end(inet: &InetRecord, tcp: &TcpRecord, send_from: u32) -> Result<OwnedFd, Errno> {
-    let InetState::Inside { remote, .. } = &inet.state else { return Err(Errno::EINVAL) };
+    let (remote, _) = connection(inet)?;
     let local = inet.local.as_ref().ok_or(Errno::EINVAL)?;
     let owned = socket::socket(inet.family, inet.kind, inet.protocol)?;
     let fd = owned.as_fd();
@@ -213,16 +292,22 @@ pub(super) fn reset(family: i32) -> Result<OwnedFd, Errno> {
 }
 
 fn reset_at(family: i32, loopback: &[u8]) -> Result<OwnedFd, Errno> {
+    let (client, server) = connected(loopback, family)?;
+    let at_once = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
+    socket::set_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &at_once)?;
+    drop(server);
+    Ok(client)
+}
+
+/// Two ends of a connection over the loopback interface: client and server.
+fn connected(loopback: &[u8], family: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
     let new = || socket::socket(family, libc::SOCK_STREAM, libc::IPPROTO_TCP);
     let (listener, client) = (new()?, new()?);
     socket::bind(listener.as_fd(), loopback)?;
     socket::listen(listener.as_fd(), 1)?;
     socket::connect(client.as_fd(), &socket::name(listener.as_fd())?)?;
     let server = socket::accept(listener.as_fd())?;
-    let at_once = [1i32.to_ne_bytes(), 0i32.to_ne_bytes()].concat();
-    socket::set_option(server.as_fd(), libc::SOL_SOCKET, libc::SO_LINGER, &at_once)?;
-    drop(server);
-    Ok(client)
+    Ok((client, server))
 }
 
 /// struct sockaddr_in and sockaddr_in6 of loopback, port 0; for v6 also the v4 one in v6 form.

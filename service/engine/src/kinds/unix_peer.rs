@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ckpt_image::records::{
-    DescriptionId, DescriptionKind, DescriptionRecord, Pid, UnitIndex, UnixMessage, UnixName, UnixPeer,
+    DescriptionId, DescriptionKind, DescriptionRecord, UnitIndex, UnixMessage, UnixName, UnixPeer,
     UnixRecord, UnixState,
 };
 use ckpt_sys::descriptor::{message, socket};
@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::rebuild::Rebuild;
-use super::{Error, options, unix_name};
+use super::{Error, options, stand_in, unix_name};
 
 const ROOM: i32 = 64 << 20;
 
@@ -43,27 +43,6 @@ fn pair_of_unnamed(cx: &Rebuild<'_>, id: DescriptionId, unix: &UnixRecord) -> Op
     (mutual && unix.name.is_none() && other.name.is_none()).then_some(peer)
 }
 
-/// Runs a call with the effective ids that SO_PEERCRED is to tell of it.
-fn as_peer<T>(credentials: Option<(Pid, u32, u32)>, call: impl FnOnce() -> T) -> T {
-    use nix::unistd::{Gid, Uid, setegid, seteuid};
-    let Some((_, uid, gid)) = credentials.filter(|(_, uid, gid)| (*uid, *gid) != (0, 0)) else {
-        return call();
-    };
-    // Being refused these ids (no CAP_SETUID) only means that the peer is told ours.
-    let _ = setegid(Gid::from_raw(gid)).and_then(|()| seteuid(Uid::from_raw(uid)));
-    let result = call();
-    let _ = seteuid(Uid::from_raw(0)).and_then(|()| setegid(Gid::from_raw(0)));
-    result
-}
-
-/// connect(2) with these effective ids; as ourselves where they may not go there (a peer that had its socket passed in).
-fn connect_as(credentials: Option<(Pid, u32, u32)>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
-    match as_peer(credentials, || socket::connect(fd, address)) {
-        Err(Errno::EACCES) => socket::connect(fd, address),
-        other => other,
-    }
-}
-
 /// Pass 1: listening sockets, those that are not connected, and named datagram sockets.
 pub(super) fn create(
     cx: &mut Rebuild<'_>,
@@ -76,7 +55,7 @@ pub(super) fn create(
                 return Ok(());
             }
             let fd = bound(cx, record, unix)?;
-            as_peer(unix.credentials, || socket::listen(fd.as_fd(), *backlog))
+            stand_in::listen(unix.credentials, fd.as_fd(), *backlog)
                 .map_err(Error::call("listen", cx.describe(record)))?;
             cx.put(record.id, fd)
         }
@@ -141,7 +120,8 @@ pub(super) fn connect_waiting(
     let UnixState::Connected(UnixPeer::Waiting(listener)) = unix.state else { return Ok(()) };
     let fd = bound(cx, record, unix)?;
     let reach = cx.reach.get(&listener).ok_or_else(|| Error::Dangling(format!("listener {listener}")))?;
-    connect_as(unix.credentials, fd.as_fd(), reach).map_err(Error::call("connect", cx.describe(record)))?;
+    stand_in::connect(unix.credentials, fd.as_fd(), reach)
+        .map_err(Error::call("connect", cx.describe(record)))?;
     cx.put(record.id, fd)
 }
 
@@ -153,7 +133,7 @@ fn connect_datagram(
 ) -> Result<(), Error> {
     if let Some(other) = pair_of_unnamed(cx, record.id, unix) {
         if !cx.has(record.id) {
-            let (a, b) = as_peer(unix.credentials, || socket::pair(unix.kind))
+            let (a, b) = stand_in::pair(unix.credentials, unix.kind)
                 .map_err(Error::call("socketpair", cx.describe(record)))?;
             cx.put(record.id, a)?;
             cx.put(other, b)?;
@@ -204,7 +184,7 @@ fn pair(
     let (other_record, other_unix) =
         unix_record(cx, other).ok_or_else(|| Error::Dangling(format!("unix socket {other}")))?;
     if unix.name.is_none() && other_unix.name.is_none() {
-        let (a, b) = as_peer(unix.credentials, || socket::pair(unix.kind))
+        let (a, b) = stand_in::pair(unix.credentials, unix.kind)
             .map_err(Error::call("socketpair", cx.describe(record)))?;
         cx.put(record.id, a)?;
         return cx.put(other, b);
@@ -245,26 +225,27 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let failed = |op| Error::call(op, cx.describe(record));
     if let Some(id) = listener(cx, record.unit, unix.kind, name) {
         let listener = cx.get(id)?;
-        connect_as(unix.credentials, client.as_fd(), &cx.reach[&id]).map_err(failed("connect"))?;
-        return Ok((accept_ours(listener).map_err(failed("accept"))?, client));
+        stand_in::connect(unix.credentials, client.as_fd(), &cx.reach[&id]).map_err(failed("connect"))?;
+        return Ok((accept_ours(listener, unix.credentials).map_err(failed("accept"))?, client));
     }
     // Its listener is closed: one with the same name for this moment.
     let gone = UnixName { node: None, ..name.clone() };
     let listener = socket::socket(libc::AF_UNIX, unix.kind, 0).map_err(failed("socket"))?;
     let reach = unix_name::bind(cx, listener.as_fd(), record.unit, &gone)?;
     let failed = |op| Error::call(op, cx.describe(record));
-    as_peer(connecting.1.credentials, || socket::listen(listener.as_fd(), 1)).map_err(failed("listen"))?;
-    connect_as(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
-    Ok((accept_ours(listener.as_fd()).map_err(failed("accept"))?, client))
+    stand_in::listen(connecting.1.credentials, listener.as_fd(), 1).map_err(failed("listen"))?;
+    stand_in::connect(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
+    Ok((accept_ours(listener.as_fd(), unix.credentials).map_err(failed("accept"))?, client))
 }
 
 /// Accepts what we connected. Somebody outside may have been faster, at an abstract name: he is hung up on, as by the service before it
 /// was restored.
-fn accept_ours(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+fn accept_ours(listener: BorrowedFd<'_>, of: stand_in::Credentials) -> Result<OwnedFd, Errno> {
+    let ours = std::process::id() as i32;
     loop {
         let accepted = socket::accept(listener)?;
         let peer = socket::credentials(accepted.as_fd())?;
-        if peer.is_none_or(|(pid, ..)| pid == std::process::id() as i32) {
+        if peer.is_none_or(|(pid, ..)| pid == ours || of.is_some_and(|(of, ..)| of.0 == pid)) {
             return Ok(accepted);
         }
     }
@@ -272,7 +253,7 @@ fn accept_ours(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 
 /// An end whose other end is not there: it will be closed when what it had sent is in the queue.
 fn half(cx: &mut Rebuild<'_>, record: &DescriptionRecord, unix: &UnixRecord) -> Result<(), Error> {
-    let (fd, end) = as_peer(unix.credentials, || socket::pair(unix.kind))
+    let (fd, end) = stand_in::pair(unix.credentials, unix.kind)
         .map_err(Error::call("socketpair", cx.describe(record)))?;
     if let Some(name) = &unix.name {
         // Its node, if there is one, is its listener's or nobody's.
@@ -357,19 +338,7 @@ fn send(cx: &Rebuild<'_>, sender: BorrowedFd<'_>, message: &UnixMessage, to: &[u
     if rights.len() != message.rights.len() {
         return Err(Errno::EBADF);
     }
-    let mut credentials = message.credentials.map(|(pid, uid, gid)| (pid.0, uid, gid));
-    let first = match message::send(sender, &message.data, to, &rights, credentials) {
-        Err(Errno::ESRCH) => {
-            credentials = credentials.map(|(_, uid, gid)| (std::process::id() as i32, uid, gid));
-            message::send(sender, &message.data, to, &rights, credentials)?
-        }
-        other => other?,
-    };
-    let mut sent = first;
-    while sent < message.data.len() {
-        sent += message::send(sender, &message.data[sent..], to, &[], credentials)?;
-    }
-    Ok(())
+    stand_in::send(sender, &message.data, to, &rights, message.credentials)
 }
 
 /// Pass 5: shut down ends and options.
@@ -378,8 +347,15 @@ pub(super) fn finish(
     record: &DescriptionRecord,
     unix: &UnixRecord,
 ) -> Result<(), Error> {
-    cx.ends.remove(&record.id);
+    let end = cx.ends.remove(&record.id);
     let fd = cx.get(record.id)?;
+    if let Some(end) = end
+        && unix.reset
+    {
+        // An end that is closed with something unread tells the other of it (ECONNRESET).
+        message::send(fd, &[0], &[], &[], None).map_err(Error::call("sendmsg", cx.describe(record)))?;
+        drop(end);
+    }
     let failed = |op| Error::call(op, cx.describe(record));
     for (bit, how) in [(1, libc::SHUT_RD), (2, libc::SHUT_WR)] {
         if unix.shutdown & bit != 0 && !matches!(unix.state, UnixState::Listening { .. }) {

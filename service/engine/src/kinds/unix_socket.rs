@@ -62,6 +62,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         name: unix_name::capture(found, told.node.map(|(ino, _)| ino))?,
         state,
         shutdown: told.shutdown,
+        reset: socket::ready(fd, 0).unwrap_or(0) & libc::POLLERR != 0,
         queue,
         credentials: credentials.map(|(pid, uid, gid)| (cx.identities().known(pid), uid, gid)),
         options,
@@ -116,7 +117,7 @@ impl<'a> PeekOffset<'a> {
     }
 
     /// The message at byte `at`, or a piece of a stream. What carries descriptors begins a piece of its own, so that whoever reads up to there
-    /// does not get them. `None` at the end; an empty message ends the queue too, since it cannot be told from the end of file.
+    /// does not get them. `None` at the end. An empty message is told once only (the kernel marks it as seen); of a stream none is.
     fn piece(&self, at: usize, kind: i32) -> Result<Option<Message>, Errno> {
         let mut room = PIECE;
         let message = loop {
@@ -125,7 +126,8 @@ impl<'a> PeekOffset<'a> {
                 other => break other?,
             }
         };
-        let message = message.filter(|message| !message.data.is_empty() || !message.rights.is_empty());
+        let is_something = |message: &Message| !message.data.is_empty() || !message.rights.is_empty();
+        let message = message.filter(|message| kind != libc::SOCK_STREAM || is_something(message));
         match message {
             Some(message) if kind == libc::SOCK_STREAM && !message.rights.is_empty() => {
                 self.before_rights(at, message).map(Some)
@@ -159,6 +161,9 @@ impl Drop for PeekOffset<'_> {
 fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec<UnixMessage>, Refusal> {
     let fd = found.fd();
     let failed = Refusal::call("recvmsg(MSG_PEEK)");
+    if message::urgent(fd) {
+        return Err(super::urgent());
+    }
     let nothing = socket::ready(fd, libc::POLLIN).map_err(&failed)? & libc::POLLIN == 0;
     if cx.depth == Depth::Surface || nothing {
         cx.unix.unseen |= !nothing;
@@ -167,7 +172,15 @@ fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec
     let mut queue = Vec::new();
     let offset = PeekOffset::begin(fd).map_err(&failed)?;
     let mut at = 0;
-    while let Some(message) = offset.piece(at, kind).map_err(&failed)? {
+    // Looking behind the end would take a pending error away from the application.
+    let all = match kind {
+        libc::SOCK_DGRAM => usize::MAX,
+        _ => socket::readable(fd).map_err(&failed)?,
+    };
+    let ends = kind != libc::SOCK_DGRAM && is_at_end(fd);
+    while (at < all || (kind == libc::SOCK_SEQPACKET && !ends))
+        && let Some(message) = offset.piece(at, kind).map_err(&failed)?
+    {
         at += message.data.len();
         let rights = message.rights.into_iter().map(|fd| cx.in_flight(fd, found.unit));
         queue.push(UnixMessage {
@@ -182,6 +195,12 @@ fn queue(cx: &mut DescriptorCapture<'_>, found: &Found, kind: i32) -> Result<Vec
         });
     }
     Ok(queue)
+}
+
+/// Whether nothing more can come: then no bytes may be an empty message or the end.
+fn is_at_end(fd: BorrowedFd<'_>) -> bool {
+    let gone = libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR;
+    socket::ready(fd, libc::POLLRDHUP).unwrap_or(gone) & gone != 0
 }
 
 /// Fills in the other ends, when every socket of the group is known.

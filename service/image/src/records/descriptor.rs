@@ -122,4 +122,6 @@ pub enum DescriptionKind {
     Inet(super::InetRecord),
     /// netlink(7).
     Netlink(super::NetlinkRecord),
+    /// packet(7).
+    Packet(super::PacketRecord),
 }

@@ -30,6 +30,14 @@ pub fn peek(fd: BorrowedFd<'_>, room: usize) -> Result<Option<Message>> {
     receive(fd, room, false)
 }
 
+/// Whether a byte of urgent data waits to be read apart (recv(2), MSG_OOB); it is left there.
+pub fn urgent(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = 0u8;
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: byte has room for one and outlives the call.
+    unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, flags) == 1 }
+}
+
 /// How many bytes are in the pieces of a unix stream that lie at the peek offset and are within `room` bytes as a whole, up to the first
 /// that carries descriptors. A peek tells descriptors even of the piece behind its last byte; but the kernel copies a piece
 /// or, where the buffer ends in a fault, nothing of it.

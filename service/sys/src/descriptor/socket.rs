@@ -36,6 +36,15 @@ pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32, room: usize) -> Result<
     Ok(value)
 }
 
+/// getsockopt(2) of an option that asks with what it is given: `value` is read and written.
+pub fn query(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> Result<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: value has len bytes and both outlive the call.
+    let result =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) };
+    Errno::result(result).map(drop)
+}
+
 /// getsockopt(2) of an int. Errors: EINVAL if the option is not one.
 pub fn int_option(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<i32> {
     let value = option(fd, level, name, 4)?;

@@ -46,6 +46,23 @@ pub enum InetState {
         /// The connection.
         tcp: TcpRecord,
     },
+    /// A TCP connection that no member has accepted yet: connected again to the listening socket, to which nothing had been written.
+    Waiting {
+        /// The listening socket's address, as the client knows it.
+        remote: Vec<u8>,
+    },
+    /// A TCP connection whose other end, on this machine, was closed.
+    PeerGone {
+        /// Its address.
+        remote: Vec<u8>,
+        /// This end.
+        tcp: TcpRecord,
+    },
+    /// A TCP connection that both ends have closed, while a member has its socket still.
+    Over {
+        /// Received and not read.
+        received: Vec<u8>,
+    },
     /// A TCP connection to outside the group: at its next call the application finds it reset.
     Reset {
         /// The other end's address.
@@ -62,6 +79,8 @@ pub struct TcpRecord {
     pub unsent: Vec<u8>,
     /// This end will send no more (FIN sent or to be sent after `unsent`).
     pub write_closed: bool,
+    /// This end will read no more (shutdown(2), SHUT_RD).
+    pub read_closed: bool,
     /// Largest segment.
     pub mss: u32,
     /// TCPI_OPT_* in use.

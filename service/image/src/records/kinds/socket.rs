@@ -11,6 +11,17 @@ pub struct SocketOption {
     pub value: Vec<u8>,
 }
 
+/// packet(7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketRecord {
+    /// SOCK_RAW or SOCK_DGRAM.
+    pub kind: i32,
+    /// Where it is bound: the beginning of struct sockaddr_ll, with protocol and interface.
+    pub address: Vec<u8>,
+    /// Options.
+    pub options: Vec<SocketOption>,
+}
+
 /// netlink(7).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetlinkRecord {

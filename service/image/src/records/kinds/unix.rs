@@ -15,6 +15,8 @@ pub struct UnixRecord {
     pub state: UnixState,
     /// Ends that are shut down: 1 receiving, 2 sending.
     pub shutdown: u8,
+    /// The other end was closed with something unread: the next call tells ECONNRESET.
+    pub reset: bool,
     /// What it has received and not read, oldest first.
     pub queue: Vec<UnixMessage>,
     /// SO_PEERCRED: pid, uid and gid of the other end, of a listening socket its own.

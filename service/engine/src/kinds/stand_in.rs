@@ -1,0 +1,101 @@
+//! Processes that stand in for a member while unix sockets are made: SO_PEERCRED and SCM_CREDENTIALS tell who connected, listened, made a
+//! pair or sent (unix(7)), and the kernel takes that from whoever calls.
+//!
+//! A stand-in is a fork of this process with the member's pid and our own descriptor table; it makes one call and ends. The members are
+//! made later and get these pids then. Where the pid is taken, or is one that no process can have here, we call ourselves.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use ckpt_image::records::Pid;
+use ckpt_sys::clone::{CloneArgs, fork_with};
+use ckpt_sys::descriptor::{message, socket};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Gid, Uid, setegid, seteuid};
+
+/// What SO_PEERCRED told: pid, uid, gid.
+pub(super) type Credentials = Option<(Pid, u32, u32)>;
+
+/// Makes a call whose only trace is in descriptors, as these credentials.
+fn call_as(credentials: Credentials, mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let Some((pid, uid, gid)) = credentials.filter(|(pid, ..)| pid.0 > 1) else {
+        return as_ids(credentials, call);
+    };
+    let args = CloneArgs { flags: libc::CLONE_FILES as u64, pid: Some(pid.0), ..Default::default() };
+    let child = fork_with(&args, || {
+        // Without it the ids would lose the right to go where the socket's node is; then the call itself tells.
+        let _ = ckpt_sys::attributes::keep_capabilities();
+        as_ids(Some((pid, uid, gid)), &mut call).map_or_else(|e| e as i32, |()| 0)
+    });
+    let ended = child.ok().and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)).ok());
+    match ended {
+        Some(WaitStatus::Exited(_, 0)) => Ok(()),
+        Some(WaitStatus::Exited(_, code)) => Err(Errno::from_raw(code)),
+        _ => as_ids(credentials, call),
+    }
+}
+
+/// Runs a call of our own with these effective ids.
+fn as_ids<T>(credentials: Credentials, call: impl FnOnce() -> T) -> T {
+    let Some((_, uid, gid)) = credentials.filter(|(_, uid, gid)| (*uid, *gid) != (0, 0)) else {
+        return call();
+    };
+    // Being refused these ids (no CAP_SETUID) only means that the peer is told ours.
+    let _ = setegid(Gid::from_raw(gid)).and_then(|()| seteuid(Uid::from_raw(uid)));
+    let result = call();
+    let _ = seteuid(Uid::from_raw(0)).and_then(|()| setegid(Gid::from_raw(0)));
+    result
+}
+
+/// socketpair(2).
+pub(super) fn pair(credentials: Credentials, kind: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
+    // Their numbers are where a stand-in puts its own.
+    let (mut a, mut b) = socket::pair(kind)?;
+    call_as(credentials, || {
+        let (made_a, made_b) = socket::pair(kind)?;
+        nix::unistd::dup3(&made_a, &mut a, nix::fcntl::OFlag::O_CLOEXEC)?;
+        nix::unistd::dup3(&made_b, &mut b, nix::fcntl::OFlag::O_CLOEXEC)
+    })?;
+    Ok((a, b))
+}
+
+/// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in).
+pub(super) fn connect(credentials: Credentials, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+    match call_as(credentials, || socket::connect(fd, address)) {
+        Err(Errno::EACCES) => socket::connect(fd, address),
+        other => other,
+    }
+}
+
+/// listen(2).
+pub(super) fn listen(credentials: Credentials, fd: BorrowedFd<'_>, backlog: i32) -> Result<(), Errno> {
+    call_as(credentials, || socket::listen(fd, backlog))
+}
+
+/// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender.
+pub(super) fn send(
+    fd: BorrowedFd<'_>,
+    data: &[u8],
+    to: &[u8],
+    rights: &[BorrowedFd<'_>],
+    credentials: Credentials,
+) -> Result<(), Errno> {
+    let beside = credentials.map(|(pid, uid, gid)| (pid.0, uid, gid));
+    let whole = |beside| -> Result<(), Errno> {
+        let mut sent = message::send(fd, data, to, rights, beside)?;
+        while sent < data.len() {
+            sent += message::send(fd, &data[sent..], to, &[], beside)?;
+        }
+        Ok(())
+    };
+    match whole(beside) {
+        Err(Errno::ESRCH) => {}
+        other => return other,
+    }
+    let ours = std::process::id() as i32;
+    call_as(credentials, || {
+        let is_it = beside.is_some_and(|(pid, ..)| pid == std::process::id() as i32);
+        whole(if is_it { beside } else { beside.map(|(_, uid, gid)| (ours, uid, gid)) })
+    })
+}
