@@ -9,7 +9,43 @@ const PROGRAMS: [(&str, &str); 4] =
     [("case-files", ""), ("case-sockets", ""), ("case-memory", ""), ("case-ipc", "")];
 
 pub(crate) fn tests() -> Vec<Test> {
-    PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect()
+    let mut tests: Vec<_> =
+        PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect();
+    tests.push(test("upgrade", an_upgrade_does_not_end_a_checkpoint));
+    tests
+}
+
+/// Program and library are replaced as a package manager does it; the restore runs the old ones, and so does the restore of a
+/// checkpoint of that.
+fn an_upgrade_does_not_end_a_checkpoint(name: &str) {
+    use std::fs;
+    let place = std::path::Path::new("/opt").join(name);
+    fs::create_dir_all(&place).expect("a directory for the package");
+    let (program, library) = (place.join("program"), place.join("libc.so.6"));
+    fs::copy(fixture::victim_program("case-files"), &program).expect("the program is installed");
+    let maps = fs::read_to_string("/proc/self/maps").expect("readable");
+    let libc =
+        maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|p| p.ends_with("/libc.so.6")));
+    fs::copy(libc.expect("this program uses it"), &library).expect("the library is installed");
+    let group = Group::new(name);
+    group.enable();
+    let settings = format!("Environment=LD_LIBRARY_PATH={}", place.display());
+    let victim = group.victim_at("program", &program, "unlinked", &settings);
+    let maps = fs::read_to_string(format!("/proc/{}/maps", victim.pid())).expect("readable");
+    assert!(maps.contains(fixture::path(&library)), "it does not use its library: {maps}");
+    group.checkpoint(&["--stop"]);
+    for file in [&program, &library] {
+        let new = file.with_extension("dpkg-new");
+        fs::write(&new, "another version").expect("written");
+        fs::rename(&new, file).expect("replaced");
+    }
+    group.restore();
+    let maps = fs::read_to_string(format!("/proc/{}/maps", victim.pid())).expect("readable");
+    assert!(!maps.contains(fixture::path(&library)), "it uses the new library: {maps}");
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    assert_eq!(victim.ask(), 0);
+    fs::remove_dir_all(&place).expect("removed");
 }
 
 fn of_program(program: &'static str, settings: &'static str) -> Vec<Test> {

@@ -96,10 +96,15 @@ impl Group {
 
     /// Like [`Group::victim`], for several of the same program: `role` tells them apart.
     pub(crate) fn victim_as(&self, role: &str, program: &str, arguments: &str, settings: &str) -> Victim {
-        let dir = self.directory(role);
-        let command = format!("{} {} {arguments}", victim_program(program).display(), dir.display());
         let access = if program == "forker" { "NotifyAccess=all\n" } else { "" };
-        let unit = self.write_unit(role, &command, &format!("Type=notify\n{access}{settings}"));
+        self.victim_at(role, &victim_program(program), arguments, &format!("{access}{settings}"))
+    }
+
+    /// Like [`Group::victim_as`], with the program at a path.
+    pub(crate) fn victim_at(&self, role: &str, program: &Path, arguments: &str, settings: &str) -> Victim {
+        let dir = self.directory(role);
+        let command = format!("{} {} {arguments}", program.display(), dir.display());
+        let unit = self.write_unit(role, &command, &format!("Type=notify\n{settings}"));
         must(&["systemctl", "start", &unit]);
         Victim { unit, dir }
     }

@@ -42,6 +42,7 @@ pub struct Files {
     named: HashMap<(UnitIndex, PathBuf, u64, u64), FileId>,
     unlinked: HashMap<(u64, u64), FileId>,
     contents: HashMap<FileId, OwnedFd>,
+    pins: HashMap<FileId, OwnedFd>,
 }
 
 impl Files {
@@ -106,6 +107,24 @@ impl Files {
         let readable = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         self.contents.insert(id, readable);
         Ok(())
+    }
+
+    /// Whether a file is executed or mapped from a place that may change (a package's), and is not held yet by
+    /// [`keep_pin`](Self::keep_pin).
+    pub fn needs_pin(&self, id: FileId) -> bool {
+        self.get(id).source == (FileSource::Path { immutable: true }) && !self.pins.contains_key(&id)
+    }
+
+    /// Holds a file that is to be kept with the checkpoint.
+    pub fn keep_pin(&mut self, id: FileId, fd: OwnedFd) {
+        self.pins.insert(id, fd);
+    }
+
+    /// What [`keep_pin`](Self::keep_pin) holds, in the order of the records.
+    pub fn take_pins(&mut self) -> Vec<(FileRecord, OwnedFd)> {
+        let mut pins: Vec<_> = std::mem::take(&mut self.pins).into_iter().collect();
+        pins.sort_by_key(|(id, _)| *id);
+        pins.into_iter().map(|(id, fd)| (self.get(id).clone(), fd)).collect()
     }
 
     /// Says that the content of a file that has a name goes into the image, because no snapshot and no directory of the group

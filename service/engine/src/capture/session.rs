@@ -3,13 +3,14 @@
 //! ```text
 //! before the window   prepare   units, what there will be to copy; Precopy copies while the group runs; memory for the rest
 //! in the window       take      members ► descriptors ► address spaces ► ephemeral files ► contents ► copy
-//! after the thaw      write     state · pages · pages.index · ephemeral/N.tar
+//! after the thaw      write     state · pages · pages.index · ephemeral/N.tar · pinned/…
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use ckpt_image::records::{FdTableId, GroupImage, Pid, SpaceId, UnitClocks, UnitRecord};
+use ckpt_image::records::{FdTableId, FileRecord, GroupImage, Pid, SpaceId, UnitClocks, UnitRecord};
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
 use ckpt_sys::thread::Deadline;
 
@@ -24,7 +25,7 @@ use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::storage::Subvolume;
 use crate::track::{Chain, SpaceKey, WatchedSpace};
-use crate::{check, machine};
+use crate::{check, machine, pinned};
 
 /// A capture that is prepared.
 pub struct Capture {
@@ -41,6 +42,7 @@ pub struct Captured {
     copied: Copied,
     chain: Chain,
     pages: PagesWriter,
+    pins: Vec<(FileRecord, OwnedFd)>,
 }
 
 /// What was written.
@@ -208,6 +210,7 @@ impl Capture {
             .iter()
             .find_map(|p| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate)))
             .unwrap_or(0);
+        let pins = self.files.take_pins();
         let image = GroupImage {
             units: self.units,
             processes: people.processes,
@@ -224,7 +227,7 @@ impl Capture {
             clocks,
             kernel,
         };
-        Ok(Captured { image, copied, chain, pages })
+        Ok(Captured { image, copied, chain, pages, pins })
     }
 }
 
@@ -246,6 +249,8 @@ impl Captured {
         files.insert(INDEX_FILE.to_owned(), summary.index);
         files.insert(STATE_FILE.to_owned(), write_state(directory, &self.image)?);
         files.extend(sync_ephemeral(directory)?);
+        let kept = pinned::keep(directory, self.pins);
+        files.extend(kept.map_err(|e| Error::io(format!("keep executables in {}", directory.display()), e))?);
         let threads = self.image.processes.iter().filter_map(|p| p.body.as_ref()).map(|b| b.threads.len());
         Ok(Written {
             processes: self.image.processes.len() as u64,

@@ -220,6 +220,12 @@ fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<(), Errno> {
                 other => other,
             }
         }
+        (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY) => {
+            match socket::set_option(fd, option.level, option.name, &option.value) {
+                Err(Errno::EINVAL) => Ok(()), // it has a port, and with it what the option says
+                other => other,
+            }
+        }
         (level, name) => socket::set_option(fd, level, name, &option.value),
     }
 }

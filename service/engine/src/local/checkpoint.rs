@@ -147,7 +147,7 @@ fn manifest(
         processes: written.processes,
         threads: written.threads,
         pages_written: written.pages,
-        image_bytes: written.files.values().map(|d| d.bytes).sum(),
+        image_bytes: crate::pinned::image_bytes(&written.files),
         snapshots,
         state: CheckpointState::Durable,
         tracker: written.chain.tracker.kind(),

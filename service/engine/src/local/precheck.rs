@@ -1,16 +1,17 @@
 //! What would make a restore fail, as far as it can be told before anything is stopped.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use ckpt_image::records::{FileRecord, FileSource, GroupImage};
 
 use crate::error::Error;
-use crate::machine;
+use crate::{machine, pinned};
 
-/// Compares an image with this machine: kernel, processor, executables and libraries.
+/// Compares an image with this machine: kernel, processor, executables and libraries that the checkpoint (`directory`) has not kept.
 ///
 /// Errors: IncompatibleKernel, FileMismatch.
-pub fn image(image: &GroupImage) -> Result<(), Error> {
+pub fn image(image: &GroupImage, directory: &Path) -> Result<(), Error> {
     let here = machine::kernel()?;
     let then = &image.kernel;
     if then.machine != here.machine {
@@ -25,7 +26,8 @@ pub fn image(image: &GroupImage) -> Result<(), Error> {
             then.release, here.release
         )));
     }
-    image.files.iter().try_for_each(unchanged)
+    let is_kept = |file: &FileRecord| directory.join(pinned::DIRECTORY).join(pinned::name(file)).exists();
+    image.files.iter().filter(|file| !is_kept(file)).try_for_each(unchanged)
 }
 
 /// Executables and libraries are mapped anew from their files, which must be what they were.

@@ -124,8 +124,9 @@ fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<Gro
     let id = manifest.id.to_string();
     verify::chain(&engine.store, &engine.store.ancestry(&manifest.group, &id)?, job)?;
     storage::verify(&manifest.snapshots)?;
-    let image = read_state(&engine.store.directory(&manifest.group, &id))?;
-    precheck::image(&image)?;
+    let directory = engine.store.directory(&manifest.group, &id);
+    let image = read_state(&directory)?;
+    precheck::image(&image, &directory)?;
     crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))?;
     Ok(image)
 }

@@ -242,7 +242,7 @@ impl<'a> Rebuild<'a> {
         }
         // From here on epoll instances need the numbers that members use.
         drop(blockade);
-        let mut host = Host::new(image, places, &pages, &contents);
+        let mut host = Host::new(image, places, &pages, &contents, request.image());
         let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
         let files = &mut descriptions.files;
         let mut opened = Opened::directories_of(image, files, &mut host, floor)?;

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
-use ckpt_image::records::{FileId, GroupImage, ObjectId, UnitIndex};
+use ckpt_image::records::{FileId, FileRecord, GroupImage, ObjectId, UnitIndex};
 use ckpt_image::{Container, PageReader};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -12,6 +13,7 @@ use super::Failure;
 use super::content::{self, Contents};
 use super::places::Places;
 use crate::kinds::{self, rebuild};
+use crate::pinned;
 
 /// The host of a rebuild. Where it is now counts: go [`home`](Self::home) when done.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Host<'a> {
     places: &'a Places,
     pages: &'a PageReader,
     contents: &'a Contents,
+    /// The directory of what the checkpoint kept of executables and libraries.
+    pinned: Option<OwnedFd>,
     now: Option<UnitIndex>,
 }
 
@@ -30,8 +34,11 @@ impl<'a> Host<'a> {
         places: &'a Places,
         pages: &'a PageReader,
         contents: &'a Contents,
+        directory: &Path,
     ) -> Self {
-        Self { image, places, pages, contents, now: None }
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let pinned = open(&directory.join(pinned::DIRECTORY), flags, Mode::empty()).ok();
+        Self { image, places, pages, contents, pinned, now: None }
     }
 
     /// Goes back to our own namespaces.
@@ -60,6 +67,12 @@ impl rebuild::Host for Host<'_> {
     fn object(&mut self, object: ObjectId) -> Result<OwnedFd, String> {
         let fd = self.contents.object(object).ok_or_else(|| format!("the image has no object {object}"))?;
         fd.try_clone_to_owned().map_err(|e| e.to_string())
+    }
+
+    fn pinned(&self, file: &FileRecord) -> Option<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let name = pinned::name(file);
+        nix::fcntl::openat(self.pinned.as_ref()?, name.as_str(), flags, Mode::empty()).ok()
     }
 
     fn content(&mut self, file: FileId, into: BorrowedFd<'_>) -> Result<(), String> {

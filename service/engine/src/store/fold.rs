@@ -136,7 +136,7 @@ fn described(mut manifest: Manifest, chain: &[Manifest], summary: PagesSummary) 
     manifest.pages_written = summary.pages_written;
     manifest.files.insert(PAGES_FILE.into(), summary.pages);
     manifest.files.insert(INDEX_FILE.into(), summary.index);
-    manifest.image_bytes = manifest.files.values().map(|digest| digest.bytes).sum();
+    manifest.image_bytes = crate::pinned::image_bytes(&manifest.files);
     manifest
 }
 

@@ -98,6 +98,12 @@ impl Capture {
             let file = File::open(link).map_err(|e| proc_error(link, e))?;
             files.keep_content(id, file.as_fd()).map_err(|e| proc_error(link, e))?;
         }
+        if files.needs_pin(id)
+            && is_regular(stat)
+            && let Ok(file) = File::open(link)
+        {
+            files.keep_pin(id, file.into());
+        }
         Ok(id)
     }
 

@@ -65,7 +65,12 @@ impl OpenFiles {
         let record = find(image, file)?;
         match record.source {
             FileSource::Paired | FileSource::Ephemeral | FileSource::Path { .. } => {
-                self.open_by_path(image, record, flags)
+                match self.open_by_path(image, record, flags) {
+                    Err(mismatch @ Error::FileMismatch { .. }) => {
+                        self.open_pinned(host, record, flags, mismatch)
+                    }
+                    other => other,
+                }
             }
             FileSource::Memory | FileSource::Unlinked => {
                 if !self.made.contains_key(&file) {
@@ -85,6 +90,24 @@ impl OpenFiles {
         }
     }
 
+    /// What the checkpoint kept of an executable or a library that is another by now.
+    fn open_pinned(
+        &self,
+        host: &mut dyn Host,
+        record: &FileRecord,
+        flags: i32,
+        mismatch: Error,
+    ) -> Result<OwnedFd, Error> {
+        let wanted = record.source == (FileSource::Path { immutable: true });
+        let Some(kept) = host.pinned(record).filter(|_| wanted) else { return Err(mismatch) };
+        let stat = fstat(&kept).map_err(Error::call("fstat", record.path.display()))?;
+        if let Some(why) = difference(record, &stat) {
+            return differs(record, &format!("{why}, and so was what the checkpoint kept of it"));
+        }
+        self.reopen(kept.as_fd(), without_opening(flags) & !libc::O_NOFOLLOW)
+            .map_err(Error::call("open(/proc/self/fd)", record.path.display()))
+    }
+
     fn open_by_path(
         &mut self,
         image: &GroupImage,
@@ -100,13 +123,13 @@ impl OpenFiles {
                 own(&fd, record)?;
                 fd
             }
-            Err(Errno::ENOENT) => return mismatch(record, "is not there any more"),
-            Err(Errno::ELOOP) => return mismatch(record, "is reached through a symbolic link now"),
+            Err(Errno::ENOENT) => return differs(record, "is not there any more"),
+            Err(Errno::ELOOP) => return differs(record, "is reached through a symbolic link now"),
             other => other.map_err(Error::call("open", record.path.display()))?,
         };
         let stat = fstat(&fd).map_err(Error::call("fstat", record.path.display()))?;
         match difference(record, &stat) {
-            Some(why) => mismatch(record, &why),
+            Some(why) => differs(record, &why),
             None => Ok(fd),
         }
     }
@@ -122,7 +145,7 @@ fn find(image: &GroupImage, file: FileId) -> Result<&FileRecord, Error> {
     image.files.get(file.index()).ok_or_else(|| Error::Dangling(format!("file {file}")))
 }
 
-fn mismatch<T>(record: &FileRecord, why: &str) -> Result<T, Error> {
+fn differs<T>(record: &FileRecord, why: &str) -> Result<T, Error> {
     Err(Error::FileMismatch { path: record.path.display().to_string(), why: why.to_owned() })
 }
 
@@ -187,7 +210,7 @@ fn make(record: &FileRecord, file: FileId, host: &mut dyn Host) -> Result<OwnedF
         (_, libc::S_IFDIR) => return gone_directory(record),
         (_, libc::S_IFIFO) => return gone_fifo(record),
         _ => {
-            return mismatch(record, "had no name any more and is neither a file nor a directory nor a FIFO");
+            return differs(record, "had no name any more and is neither a file nor a directory nor a FIFO");
         }
     };
     ftruncate(&fd, record.size as i64).map_err(Error::call("ftruncate", &path))?;
