@@ -19,7 +19,7 @@ pub(crate) fn tests() -> Vec<Test> {
 /// checkpoint of that.
 fn an_upgrade_does_not_end_a_checkpoint(name: &str) {
     use std::fs;
-    let place = std::path::Path::new("/opt").join(name);
+    let place = std::path::Path::new("/var/lib/packages").join(name);
     fs::create_dir_all(&place).expect("a directory for the package");
     let (program, library) = (place.join("program"), place.join("libc.so.6"));
     fs::copy(fixture::victim_program("case-files"), &program).expect("the program is installed");

@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::class::{Class, classify};
 use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd};
-use super::{timerfd, unix_socket};
+use super::{terminal, timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
 use crate::{Problem, Severity};
 
@@ -355,6 +355,7 @@ impl<'a> DescriptorCapture<'a> {
         }
         unix_socket::resolve(&mut self, &mut kinds);
         inet::resolve(&mut self, &mut kinds);
+        terminal::resolve(&mut self, &mut kinds);
         let pipes = pipe::resolve(&mut self);
         self.records(kinds, pipes)
     }

@@ -18,7 +18,7 @@ use nix::unistd::Whence;
 
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::{Error, Refusal, unix_name};
+use super::{Error, Refusal, terminal, unix_name};
 use crate::capture::Identities;
 use crate::capture::files::Seen;
 
@@ -34,6 +34,10 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     }
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     if !path_only {
+        let rdev = (libc::major(found.stat.st_rdev).into(), libc::minor(found.stat.st_rdev).into());
+        if found.stat.st_mode & libc::S_IFMT == libc::S_IFCHR && terminal::is_terminal(rdev) {
+            return terminal::capture(cx, found, rdev);
+        }
         refuse_type(found)?;
     }
     if !deleted {
@@ -274,11 +278,6 @@ fn refuse_type(found: &Found) -> Result<(), Refusal> {
         libc::S_IFDIR => Ok(()),
         libc::S_IFCHR if STATELESS_DEVICES.contains(&rdev) => Ok(()),
         libc::S_IFCHR if rdev == KMSG && found.flags() as i32 & libc::O_ACCMODE == libc::O_WRONLY => Ok(()),
-        libc::S_IFCHR if matches!(rdev.0, 4 | 5 | 136..=143) => Err(Refusal::new(
-            "terminal",
-            "a terminal cannot be captured",
-            "run the service without one (StandardInput=null)",
-        )),
         libc::S_IFCHR => Err(Refusal::new(
             "device",
             format!("the state of device {}:{} is not known", rdev.0, rdev.1),

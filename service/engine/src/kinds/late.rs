@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use ckpt_image::records::{
     DescriptionId, DescriptionKind, DescriptionRecord, EpollItem, FdTableId, FdTableRecord, GroupImage, Pid,
-    UnixState,
+    TerminalEnd, TerminalRecord, UnixState,
 };
 use ckpt_sys::descriptor::make;
 use nix::libc;
@@ -97,6 +97,11 @@ impl<'i> Member<'i> {
                     name.push(0);
                     let call = self.call(libc::SYS_openat, args, format!("open {}", path.display()));
                     LateCall { data: Some((1, name)), ..call }
+                }
+                DescriptionKind::Terminal(TerminalRecord { end: TerminalEnd::Own, .. }) => {
+                    let args = [libc::AT_FDCWD as u64, 0, record.flags.into(), 0, 0, 0];
+                    let call = self.call(libc::SYS_openat, args, "open /dev/tty".to_owned());
+                    LateCall { data: Some((1, b"/dev/tty\0".to_vec())), must: false, ..call }
                 }
                 _ => continue,
             };
@@ -194,5 +199,10 @@ impl<'i> Member<'i> {
 
 fn is_late(image: &GroupImage, id: DescriptionId) -> bool {
     let kind = image.descriptions.get(id.index()).map(|record| &record.kind);
-    matches!(kind, Some(DescriptionKind::Pidfd(_) | DescriptionKind::ProcFile { .. }))
+    let own = TerminalEnd::Own;
+    match kind {
+        Some(DescriptionKind::Pidfd(_) | DescriptionKind::ProcFile { .. }) => true,
+        Some(DescriptionKind::Terminal(terminal)) => terminal.end == own,
+        _ => false,
+    }
 }

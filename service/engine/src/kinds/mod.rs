@@ -36,10 +36,13 @@ pub mod rebuild;
 mod signalfd;
 mod stand_in;
 mod tcp;
+mod terminal;
 mod timerfd;
 mod unix_name;
 mod unix_peer;
 mod unix_socket;
+
+pub use terminal::Controlling;
 
 pub use collect::{Captured, Depth, DescriptorCapture};
 

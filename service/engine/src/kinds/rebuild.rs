@@ -10,10 +10,11 @@ use ckpt_image::records::{
 use ckpt_sys::descriptor::{self, make};
 use nix::libc;
 
+use super::terminal::{Controlling, Terminals};
 use super::unix_name::Aside;
 use super::{
-    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pipe, signalfd, timerfd, unix_name,
-    unix_peer,
+    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pipe, signalfd, terminal, timerfd,
+    unix_name, unix_peer,
 };
 use crate::{Problem, Severity};
 
@@ -43,6 +44,7 @@ pub struct Descriptions {
     pub files: OpenFiles,
     /// What is not as it was; nothing here ends the restore.
     pub warnings: Vec<Problem>,
+    terminals: Terminals,
 }
 
 impl Descriptions {
@@ -51,7 +53,9 @@ impl Descriptions {
     pub fn rebuild(image: &GroupImage, host: &mut dyn Host, floor: RawFd) -> Result<Self, Error> {
         let mut cx = Rebuild::new(image, host, floor)?;
         match cx.run() {
-            Ok(()) => Ok(Self { fds: cx.fds, files: cx.files, warnings: cx.warnings }),
+            Ok(()) => {
+                Ok(Self { fds: cx.fds, files: cx.files, warnings: cx.warnings, terminals: cx.terminals })
+            }
             Err(e) => {
                 unix_name::abandon(&mut cx);
                 Err(e)
@@ -62,6 +66,11 @@ impl Descriptions {
     /// The descriptor of a description. `None` for those that only a member can make: [`late`](super::late) has calls for them.
     pub fn get(&self, id: DescriptionId) -> Option<BorrowedFd<'_>> {
         self.fds.get(id.index())?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The terminals that control sessions, to be made so by the leader of each, before it has children.
+    pub fn controlling(&self, image: &GroupImage) -> Vec<Controlling> {
+        self.terminals.controlling(image)
     }
 
     /// Takes away what the rebuild itself has made inotify instances tell. To be called last.
@@ -95,6 +104,7 @@ pub(super) struct Rebuild<'i> {
     pub reach: HashMap<DescriptionId, Vec<u8>>,
     /// Other ends that will be closed.
     pub ends: HashMap<DescriptionId, OwnedFd>,
+    pub terminals: Terminals,
     /// Memory files whose first description is made.
     pub memfds: HashSet<ObjectId>,
     pub aside: Vec<Aside>,
@@ -117,6 +127,7 @@ impl<'i> Rebuild<'i> {
             pipes: HashMap::new(),
             reach: HashMap::new(),
             ends: HashMap::new(),
+            terminals: Terminals::default(),
             memfds: HashSet::new(),
             aside: Vec::new(),
             asides: 0,
@@ -148,6 +159,11 @@ impl<'i> Rebuild<'i> {
             self.unit = Some(unit);
         }
         Ok(())
+    }
+
+    /// The first number that what is made may have.
+    pub fn floor(&self) -> RawFd {
+        self.floor
     }
 
     /// Takes over what was made, at a number of its own.
@@ -238,6 +254,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Inet(_) => "internet socket",
         DescriptionKind::Netlink(_) => "netlink socket",
         DescriptionKind::Packet(_) => "packet socket",
+        DescriptionKind::Terminal(_) => "terminal",
     };
     name.to_owned()
 }
@@ -263,6 +280,7 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
         DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
         DescriptionKind::Packet(packet) => packet::create(cx, record, packet),
+        DescriptionKind::Terminal(terminal) => terminal::create(cx, record, terminal),
         DescriptionKind::PidfdGone => {
             let fd = make::pidfd_gone().map_err(Error::call("clone3", cx.describe(record)))?;
             cx.put(record.id, fd)

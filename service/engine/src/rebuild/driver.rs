@@ -101,7 +101,10 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     rebuild.gadget = gadget;
     rebuild.cpus = cpus;
     clock.lap("open");
-    rebuild.members = Gardener::new(&image, &places, runner, space.as_ref()).grow(&plan)?;
+    rebuild.members = {
+        let terminals = rebuild.descriptions.controlling(&image);
+        Gardener::new(&image, &places, runner, space.as_ref(), terminals).grow(&plan)?
+    };
     clock.lap("grow");
     rebuild.fill()?;
     clock.lap("memory");

@@ -18,6 +18,7 @@ use super::pidspace::PidSpace;
 use super::places::Places;
 use super::tree::{Plan, Share, Step};
 use super::{Failure, Member};
+use crate::kinds::Controlling;
 
 /// How long a new process may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,18 +41,21 @@ pub struct Gardener<'a> {
     members: Members,
     units: BTreeMap<Pid, (UnitIndex, String)>,
     space: Option<&'a PidSpace>,
+    terminals: Vec<Controlling>,
 }
 
 impl<'a> Gardener<'a> {
     /// The runner area must be mapped in this process, and every signal be blocked.
-    /// `space`: the PID namespace that the members get, where they get one.
+    /// `space`: the PID namespace that the members get, where they get one. `terminals`: those that control their sessions.
     pub fn new(
         image: &'a GroupImage,
         places: &'a Places,
         runner: RestoreRunner,
         space: Option<&'a PidSpace>,
+        terminals: Vec<Controlling>,
     ) -> Self {
-        Self { image, places, runner, members: Members::new(), units: BTreeMap::new(), space }
+        let (members, units) = (Members::new(), BTreeMap::new());
+        Self { image, places, runner, members, units, space, terminals }
     }
 
     /// Carries out the plan. Every member is then stopped, has no memory but the runner area and the vDSO, our descriptors, and its
@@ -60,6 +64,7 @@ impl<'a> Gardener<'a> {
         for step in &plan.steps {
             self.step(step)?;
         }
+        self.foreground()?;
         Ok(self.members)
     }
 
@@ -81,7 +86,10 @@ impl<'a> Gardener<'a> {
                 self.members.insert(pid, member);
                 self.settle_in(pid, maker, unit)
             }
-            Step::Session { pid } => self.simple(pid, "setsid", libc::SYS_setsid, [0; 2]),
+            Step::Session { pid } => {
+                self.simple(pid, "setsid", libc::SYS_setsid, [0; 2])?;
+                self.take_terminal(pid)
+            }
             Step::Group { pid, pgid } => self.simple(pid, "setpgid", libc::SYS_setpgid, [0, pgid.0 as u64]),
             Step::Subreaper { pid, on } => {
                 let args = [libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(on)];
@@ -90,6 +98,25 @@ impl<'a> Gardener<'a> {
             Step::End { pid, waiter } => self.end(pid, waiter),
             Step::Die { pid } => self.die(pid),
         }
+    }
+
+    /// The new session's controlling terminal, which its children inherit.
+    fn take_terminal(&mut self, pid: Pid) -> Result<(), Failure> {
+        let Some(fd) = self.terminals.iter().find(|t| t.session == pid).map(|t| t.fd) else { return Ok(()) };
+        let args = [fd as u64, libc::TIOCSCTTY, 0, 0, 0, 0];
+        self.member(pid)?.call("take the controlling terminal", libc::SYS_ioctl, args).map(drop)
+    }
+
+    /// Puts process groups in the foreground of their terminals; a group that is gone leaves its session's leader there.
+    fn foreground(&mut self) -> Result<(), Failure> {
+        for terminal in std::mem::take(&mut self.terminals) {
+            let Some(leader) = self.members.get_mut(&terminal.session) else { continue };
+            let mut batch = leader.batch();
+            let group = batch.data(&terminal.foreground.0.to_ne_bytes());
+            batch.push(libc::SYS_ioctl, [terminal.fd as u64, libc::TIOCSPGRP, group.get(), 0, 0, 0]);
+            leader.run("set the foreground process group", &batch)?;
+        }
+        Ok(())
     }
 
     fn simple(&mut self, pid: Pid, what: &str, nr: i64, args: [u64; 2]) -> Result<(), Failure> {

@@ -122,6 +122,8 @@ pub enum DescriptionKind {
     Inet(super::InetRecord),
     /// netlink(7).
     Netlink(super::NetlinkRecord),
+    /// pty(7).
+    Terminal(super::TerminalRecord),
     /// packet(7).
     Packet(super::PacketRecord),
 }

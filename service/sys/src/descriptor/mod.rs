@@ -9,6 +9,7 @@ pub mod fdinfo;
 pub mod make;
 pub mod message;
 pub mod socket;
+pub mod terminal;
 
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

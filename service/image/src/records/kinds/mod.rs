@@ -4,10 +4,12 @@ mod event;
 mod inet;
 mod pipe;
 mod socket;
+mod terminal;
 mod unix;
 
 pub use event::*;
 pub use inet::*;
 pub use pipe::*;
 pub use socket::*;
+pub use terminal::*;
 pub use unix::*;
