@@ -25,8 +25,9 @@ CASE(pty_works)
 	restored();
 	put(master, "line\n");
 	reads(slave, "line\n");
+	reads(master, "line\r\n");
 	put(slave, "out");
-	reads(master, "line\r\nout");
+	reads(master, "out");
 }
 
 CASE(pty_name)
@@ -258,27 +259,6 @@ CASE(sysv_semaphores)
 	must(semctl(id, 0, IPC_RMID));
 }
 
-CASE(sysv_semaphore_undo)
-{
-	int id = must(semget(IPC_PRIVATE, 1, 0600)), ends[2];
-	struct sembuf down = { 0, -1, SEM_UNDO };
-	must(semctl(id, 0, SETVAL, 3));
-	must(pipe(ends));
-	pid_t pid = must(fork());
-	if (!pid) {
-		must(semop(id, &down, 1));
-		put(ends[1], "x");
-		pause();
-	}
-	reads(ends[0], "x");
-	restored();
-	same(semctl(id, 0, GETVAL), 2);
-	kill(pid, SIGKILL);
-	waitpid(pid, NULL, 0);
-	same(semctl(id, 0, GETVAL), 3);
-	must(semctl(id, 0, IPC_RMID));
-}
-
 CASE(sysv_semaphore_waiter)
 {
 	int id = must(semget(IPC_PRIVATE, 1, 0600)), status;
@@ -301,7 +281,7 @@ struct message {
 	char text[64];
 };
 
-CASE(sysv_messages)
+REFUSED(sysv_messages, "sysv-queue")
 {
 	struct message message = { 5, "five" }, got = { 0 };
 	int id = must(msgget(IPC_PRIVATE, 0600));
@@ -317,7 +297,7 @@ CASE(sysv_messages)
 	must(msgctl(id, IPC_RMID, NULL));
 }
 
-CASE(sysv_messages_key_and_limits)
+REFUSED(sysv_messages_key_and_limits, "sysv-queue")
 {
 	struct msqid_ds status;
 	key_t key = 0x4711cafe;
@@ -339,7 +319,7 @@ CASE(sysv_messages_key_and_limits)
 	must(msgctl(id, IPC_RMID, NULL));
 }
 
-CASE(sysv_messages_reader_waits)
+REFUSED(sysv_messages_reader_waits, "sysv-queue")
 {
 	struct message message = { 1, "x" };
 	int id = must(msgget(IPC_PRIVATE, 0600)), status;
@@ -355,7 +335,7 @@ CASE(sysv_messages_reader_waits)
 	must(msgctl(id, IPC_RMID, NULL));
 }
 
-CASE(sysv_segment_unattached)
+REFUSED(sysv_segment_unattached, "sysv-unattached")
 {
 	int id = must(shmget(IPC_PRIVATE, 4096, 0600));
 	char *at = shmat(id, NULL, 0);
@@ -371,7 +351,7 @@ CASE(sysv_segment_unattached)
 
 static const char *queue_name = "/case-queue";
 
-CASE(posix_queue)
+REFUSED(posix_queue, "message-queue")
 {
 	struct mq_attr attributes = { .mq_maxmsg = 5, .mq_msgsize = 100 }, got;
 	char text[100] = "";
@@ -399,7 +379,7 @@ CASE(posix_queue)
 	mq_unlink(queue_name);
 }
 
-CASE(posix_queue_unlinked)
+REFUSED(posix_queue_unlinked, "message-queue")
 {
 	char text[9000];
 	mq_unlink(queue_name);
@@ -412,7 +392,7 @@ CASE(posix_queue_unlinked)
 	same(mq_receive(queue, text, sizeof text, NULL), 5);
 }
 
-CASE(posix_queue_notify)
+REFUSED(posix_queue_notify, "message-queue")
 {
 	sigset_t set;
 	sigemptyset(&set);

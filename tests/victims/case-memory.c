@@ -671,23 +671,6 @@ CASE(vdso)
 	holds(two.tv_sec >= one.tv_sec && vdso == (void *)getauxval(AT_SYSINFO_EHDR) && !memcmp(vdso, "\177ELF", 4));
 }
 
-CASE(write_execute_denied)
-{
-	if (prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0))
-		cannot("no PR_SET_MDWE");
-	restored();
-	same(prctl(66, 0, 0, 0, 0), 1);
-	same(mmap(NULL, PAGE, PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED, 1);
-}
-
-CASE(merge_all)
-{
-	if (prctl(67 /* PR_SET_MEMORY_MERGE */, 1, 0, 0, 0))
-		cannot("no PR_SET_MEMORY_MERGE");
-	restored();
-	same(prctl(68, 0, 0, 0, 0), 1);
-}
-
 CASE(huge_pages_disabled)
 {
 	must(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0));

@@ -23,12 +23,13 @@ const LIB: &str = "/usr/lib/ckpt";
 const ETC: &str = "/etc/ckpt";
 
 const USAGE: &str =
-    "usage: ckptd [--print-introspection [INTERFACE] | --thaw | --generate DIR | --version | --help]
+    "usage: ckptd [--print-introspection [INTERFACE] | --print-support | --thaw | --generate DIR | --version | --help]
 
 The checkpoint daemon: serves org.ckpt on the system bus. systemd starts it (ckptd.service), and so does the
 first call to org.ckpt. Without an option it runs; it must be root.
 
   --print-introspection   print the D-Bus introspection XML of all interfaces, or of INTERFACE
+  --print-support         print the table of ckpt-support(7), as mdoc(7)
   --thaw                  thaw what a ckptd that ended left frozen, and exit
   --generate DIR          write the drop-ins of enabled groups into DIR, for systemd.generator(7), and exit
   --version               print the version
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ["--generate", into] => generate(Path::new(into)),
         ["--help" | "-h"] => print(USAGE),
         ["--version" | "-V"] => print(&format!("ckptd {}", env!("CARGO_PKG_VERSION"))),
+        ["--print-support"] => print(ckpt_engine::support::mdoc().trim_end()),
         ["--print-introspection"] => print(introspect::all().trim_end()),
         ["--print-introspection", interface] => match introspect::xml(interface) {
             Some(xml) => print(xml.trim_end()),

@@ -24,6 +24,7 @@ pub mod rebuild;
 pub mod retention;
 pub mod storage;
 pub mod store;
+pub mod support;
 pub mod timeline;
 pub mod track;
 pub mod transfer;

@@ -1,0 +1,211 @@
+//! What becomes of each kind of kernel object: the table of ckpt-support(7). `ckptd --print-support` prints it as mdoc(7), and a test compares
+//! the shipped page with it.
+
+use std::fmt::Write;
+
+/// What a checkpoint and restore make of a kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// As it was.
+    Restored,
+    /// There again, but not as it was; a problem of this code tells of it where it is told.
+    Reset(&'static str),
+    /// Stands against a checkpoint, with a problem of this code.
+    Refused(&'static str),
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// The kind, as the manuals name it.
+    pub kind: &'static str,
+    /// What becomes of it.
+    pub fate: Fate,
+    /// What is to be known besides.
+    pub note: &'static str,
+}
+
+const fn restored(kind: &'static str, note: &'static str) -> Row {
+    Row { kind, fate: Fate::Restored, note }
+}
+
+const fn reset(kind: &'static str, code: &'static str, note: &'static str) -> Row {
+    Row { kind, fate: Fate::Reset(code), note }
+}
+
+const fn refused(kind: &'static str, code: &'static str, note: &'static str) -> Row {
+    Row { kind, fate: Fate::Refused(code), note }
+}
+
+/// Descriptors that are files.
+const FILES: &[Row] = &[
+    restored(
+        "regular file, directory",
+        "offset, flags, locks (POSIX, OFD, flock), leases, owner and signal; by its path",
+    ),
+    restored("file without a name", "O_TMPFILE, unlinked, replaced; its content is in the image"),
+    restored("O_PATH, symbolic link, hard links", "another name of a file is known on btrfs only"),
+    restored("FIFO, pipe", "content, size, packets, ends that are closed"),
+    restored("/dev/null, zero, full, random, urandom; kmsg for writing", ""),
+    restored("/proc/PID of a member, /proc/1, /proc, /sys", "read anew from the offset"),
+    restored("/proc/PID/ns of a member", ""),
+    restored(
+        "pseudo-terminal",
+        "where the master is of the group too; another number if its own is taken (terminal-number)",
+    ),
+    reset(
+        "file open for writing outside the subvolumes",
+        "unpaired-file",
+        "its content stays as it is at the restore",
+    ),
+    reset("delegation of a file server", "file-lease", ""),
+    refused("other terminals", "terminal", ""),
+    refused("other character devices", "device", ""),
+    refused("block device", "block-device", ""),
+    refused("/proc/PID of others", "proc-file", ""),
+    refused("namespace of others", "namespace-descriptor", ""),
+    refused("file on no mounted file system", "path-unreachable", ""),
+    refused("lease that is being broken", "file-lease", ""),
+];
+
+/// Descriptors that are objects of the kernel.
+const OBJECTS: &[Row] = &[
+    restored("eventfd, signalfd, timerfd", ""),
+    restored("epoll", "nested, edge-triggered, one-shot, of numbers that were closed since"),
+    restored("memfd", "seals, offset, sharing with mappings"),
+    restored("pidfd", "of members, also of zombies and of those that were waited for"),
+    reset("inotify", "inotify-events", "watches are restored, events that wait are lost"),
+    refused("inotify watch of a file without a name", "inotify-watch", ""),
+    refused("pidfd of others", "pidfd-outside", ""),
+    refused("epoll item of a file that is not open in the group", "epoll-target", ""),
+    refused("fanotify", "fanotify", ""),
+    refused("io_uring", "io-uring", ""),
+    refused("userfaultfd", "userfaultfd", ""),
+    refused("perf_event", "perf-event", ""),
+    refused("bpf", "bpf", ""),
+    refused("Landlock ruleset", "landlock", "rulesets that are enforced are no descriptors"),
+    refused("KVM", "kvm", ""),
+    refused("fsopen, fspick", "mount-object", ""),
+    refused("POSIX message queue", "message-queue", ""),
+    refused("any other kind", "descriptor-kind", ""),
+];
+
+/// Sockets.
+const SOCKETS: &[Row] = &[
+    restored(
+        "unix, inside the group",
+        "queues, descriptors and credentials in flight, names, SO_PEERCRED, ends that are closed",
+    ),
+    reset("unix stream to outside", "", "hung up; the journal's is connected to it again"),
+    restored("unix datagram to outside", "connected again by the peer's name"),
+    restored("TCP and MPTCP, listening or bound", ""),
+    restored("TCP inside the group", "queues both ways, half-closed, closed, waiting to be accepted"),
+    reset("TCP to outside", "", "the application finds it reset"),
+    reset("TCP that was written to and not accepted", "tcp-waiting", "reset"),
+    restored("UDP, UDP-Lite, ICMP, raw", "address, peer, options, multicast groups"),
+    restored("netlink", "port, groups, options"),
+    restored("packet", "interface, protocol, options, filter"),
+    reset(
+        "datagrams, packets and netlink messages that wait",
+        "datagram-queue",
+        "lost; of netlink: netlink-queue",
+    ),
+    refused("unix connection that was written to and not accepted", "unix-waiting", ""),
+    refused("urgent data that waits (MSG_OOB)", "urgent-data", ""),
+    refused("multicast group with sources", "multicast-sources", ""),
+    refused("packet ring, fanout", "packet-ring", "or packet-fanout"),
+    refused("eBPF filter", "socket-filter", ""),
+    refused("SCTP and other protocols", "socket-protocol", ""),
+    refused("AF_VSOCK, AF_ALG, AF_XDP and other families", "socket-family", ""),
+];
+
+/// Memory and System V IPC.
+const MEMORY: &[Row] = &[
+    restored(
+        "private and shared anonymous memory, heap, stacks",
+        "protections, names, guards, zero pages are not stored",
+    ),
+    restored("mapped files, private and shared", "also deleted ones"),
+    restored("executables and libraries", "kept with the checkpoint, so that an upgrade does not matter"),
+    restored("madvise, mlock, mlockall, mseal, MAP_DROPPABLE", ""),
+    restored("memfd, System V segments, /dev/shm", "shared as they were"),
+    restored("vDSO", "that of the kernel that runs"),
+    restored("System V semaphores", "values and waiting processes"),
+    refused("huge pages that are shared (hugetlbfs)", "hugetlb-shared", ""),
+    refused("memfd_secret", "secret-memory", ""),
+    refused("shadow stack", "shadow-stack", ""),
+    refused("protection key", "protection-key", ""),
+    refused("MAP_SYNC", "dax", ""),
+    refused("memory of a device", "device-mapping", ""),
+    refused("kernel AIO", "aio", ""),
+    refused("mapping of any other kind", "special-mapping", ""),
+    refused("System V message queue", "sysv-queue", ""),
+    refused("System V segment that nobody is attached to", "sysv-unattached", ""),
+];
+
+/// The parts of the table, with their titles.
+pub const TABLE: [(&str, &[Row]); 4] = [
+    ("Files and terminals", FILES),
+    ("Descriptors of other kinds", OBJECTS),
+    ("Sockets", SOCKETS),
+    ("Memory and System V IPC", MEMORY),
+];
+
+/// The table as mdoc(7).
+pub fn mdoc() -> String {
+    let mut text = String::new();
+    for (title, rows) in TABLE {
+        let _ = writeln!(text, ".Ss {title}\n.Bl -tag -width Ds");
+        for row in rows {
+            let fate = match row.fate {
+                Fate::Restored => "Restored".to_owned(),
+                Fate::Reset("") => "Reset".to_owned(),
+                Fate::Reset(code) => format!("Reset, told as\n.Cm {code}"),
+                Fate::Refused(code) => format!("Refused:\n.Cm {code}"),
+            };
+            let _ = match row.note {
+                "" => writeln!(text, ".It {}\n{fate}", row.kind),
+                note => writeln!(text, ".It {}\n{fate}\n.br\n{note}.", row.kind),
+            };
+        }
+        text.push_str(".El\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_shipped_page_has_the_table() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../man/ckpt-support.7");
+        let page = std::fs::read_to_string(page).unwrap();
+        assert!(page.contains(&mdoc()), "man/ckpt-support.7 differs from ckptd --print-support:\n{}", mdoc());
+    }
+
+    /// Every code of the table is one that the code gives somewhere.
+    #[test]
+    fn every_code_is_one_of_the_code() {
+        let mut sources = String::new();
+        let mut places = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+        while let Some(place) = places.pop() {
+            for entry in std::fs::read_dir(place).unwrap().flatten() {
+                let path = entry.path();
+                match path.is_dir() {
+                    true => places.push(path),
+                    false if path.ends_with("support.rs") => {}
+                    false => sources.push_str(&std::fs::read_to_string(path).unwrap()),
+                }
+            }
+        }
+        for row in TABLE.iter().flat_map(|(_, rows)| *rows) {
+            let (Fate::Reset(code) | Fate::Refused(code)) = row.fate else { continue };
+            assert!(
+                code.is_empty() || sources.contains(&format!("\"{code}\"")),
+                "{code} is nowhere in the code"
+            );
+        }
+    }
+}
