@@ -70,6 +70,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("unit-delegate", delegate),
         test("unit-socket", socket_activation),
         test("unit-template", templates),
+        test("unit-transient", a_unit_of_systemd_run),
         test("unit-requires", units_that_need_each_other),
         test("unit-on-failure", on_failure_restores),
         test("unit-plain-name", a_service_without_a_group),
@@ -273,6 +274,31 @@ fn socket_activation(name: &str) {
     must(&["systemctl", "stop", &unit]);
     assert_eq!(ask(), 1, "the socket starts a new service");
     must(&["systemctl", "stop", &format!("{name}-listener.socket")]);
+}
+
+/// Its file goes with it; a restore has a copy.
+fn a_unit_of_systemd_run(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let dir = group.directory("counter");
+    fs::write(dir.join("script"), COUNT).expect("writable");
+    let unit = format!("{name}-counter.service");
+    let (slice, place) =
+        (format!("--slice={}", group.slice), format!("--working-directory={}", dir.display()));
+    let start =
+        ["systemd-run", "-q", "--unit", &unit, &slice, &place, "-p", "PrivateTmp=yes", "/bin/bash", "script"];
+    must(&start);
+    let it = Counter { unit, dir };
+    eventually("its drop-in", 20, || property(&it.unit, "DropInPaths").contains("50-ckpt").then_some(()));
+    let (count, pid) = (it.count(), main_pid(&it.unit));
+    group.checkpoint(&["--stop"]);
+    assert_eq!(property(&it.unit, "ActiveState"), "inactive");
+    group.restore();
+    assert_eq!(main_pid(&it.unit), pid);
+    assert!(it.count() >= count);
+    goes_back(&group, &[&it]);
+    group.restore();
+    it.counts_past(it.count());
 }
 
 fn templates(name: &str) {

@@ -45,6 +45,7 @@ impl Systemd {
     fn write_all(&self, group: &Group, units: &[String]) -> Result<bool, Error> {
         let mut changed = false;
         for unit in units {
+            self.bridge.run(self.keep_transient(unit))?;
             let environment = self.bridge.run(self.environment(unit))?;
             let text = dropin::enabled(group, &self.library(), &environment);
             changed |= dropin::write(&self.etc, unit, dropin::ENABLED, &text)?;

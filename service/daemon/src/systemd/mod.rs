@@ -15,6 +15,7 @@ mod proxy;
 mod shelter;
 mod stop;
 mod stubs;
+mod transient;
 mod watch;
 
 use std::collections::BTreeMap;

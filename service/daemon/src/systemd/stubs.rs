@@ -23,6 +23,8 @@ impl Systemd {
         let _writing = self.lock_writing();
         let mut bound_to = BTreeSet::new();
         for unit in units {
+            self.bridge.run(self.keep_transient(unit))?;
+            self.bridge.run(self.bring_transient(unit))?;
             // BoundBy= would not do: it names loaded units only.
             bound_to.extend(self.bridge.run(self.binds_to(unit))?);
         }
@@ -98,11 +100,13 @@ impl Systemd {
 
     /// Before anything is stopped: a unit that systemd does not know cannot be started again.
     pub(super) async fn refuse_unknown(&self, unit: &str) -> Result<(), Error> {
+        self.keep_transient(unit).await?;
+        self.bring_transient(unit).await?;
         let path = self.bridge.load(unit).await?;
         match self.bridge.unit(&path).await?.load_state().await.map_err(|e| failed(unit, &e))?.as_str() {
             "loaded" => Ok(()),
             state => Err(Error::Failed(format!(
-                "systemd cannot load {unit} ({state}): a unit made by systemd-run(1) is gone once it was stopped; give it a unit file"
+                "systemd cannot load {unit} ({state}): a unit made by systemd-run(1) is known until the next boot; give it a unit file"
             ))),
         }
     }
