@@ -38,7 +38,11 @@ pub fn namespaces(pid: i32) -> NamespaceRecord {
 pub(super) fn user_namespace(of: &NamespaceRecord) -> Option<(&'static str, &'static str, &'static str)> {
     let ours = stat("/proc/self/ns/user").map_or(0, |s| s.st_ino);
     let text = "it lives in a user namespace of its own (PrivateUsers=), which cannot be rebuilt";
-    (of.user != ours).then_some((text, "ns/user", "take PrivateUsers= out of the unit and restart it"))
+    (of.user != 0 && of.user != ours).then_some((
+        text,
+        "ns/user",
+        "take PrivateUsers= out of the unit and restart it",
+    ))
 }
 
 /// Children of a thread (/proc/PID/task/TID/children), zombies too.
