@@ -58,8 +58,10 @@ pub mod ids {
     pub const DISABLED: &str = "ae19c4f6b57d4380b2f0d8e3a6c1950f";
     /// The daemon itself could not do something.
     pub const PROBLEM: &str = "1b5d8f3a6c0e4297ad7e2b9c4f81d610";
+    /// A group was ended because its memory cannot come.
+    pub const MEMORY_LOST: &str = ckpt_engine::rebuild::lazy::mark::LOST;
     /// All of them.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 25] = [
         CHECKPOINT_DONE,
         CHECKPOINT_FAILED,
         RESTORE_DONE,
@@ -84,6 +86,7 @@ pub mod ids {
         ENABLED,
         DISABLED,
         PROBLEM,
+        MEMORY_LOST,
     ];
 }
 
@@ -129,12 +132,18 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             CKPT_GROUP = group,
             CKPT_ID = i.id,
             CKPT_RESTORE_USEC = i.restore_usec,
+            CKPT_LATE_BYTES = i.late,
             CKPT_STAGES = ckpt_engine::timeline::line(&i.stages),
             CKPT_PROCESSES = i.processes,
-            "group {group} is back at checkpoint {}: {} processes run again after {} µs",
+            "group {group} is back at checkpoint {}: {} processes run again after {} µs{}",
             i.id,
             i.processes,
-            i.restore_usec
+            i.restore_usec,
+            if i.late == 0 {
+                String::new()
+            } else {
+                format!(", while {} bytes of their memory arrive", i.late)
+            }
         ),
         (Work::Delete(ids), Ok(_)) => info!(
             MESSAGE_ID = ids::DELETED,

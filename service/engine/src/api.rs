@@ -139,6 +139,8 @@ pub struct RestoreInfo {
     pub restore_usec: u64,
     /// Units and their main processes.
     pub units: Vec<UnitMain>,
+    /// Bytes of memory that were to come while the members run.
+    pub late: u64,
     /// Where the time went.
     pub stages: Laps,
 }
@@ -325,8 +327,9 @@ pub trait Units: Send + Sync {
     fn start_stubs(&self, units: &[String]) -> Result<Vec<Stub>, Error>;
     /// After the members told systemd MAINPID and READY: waits until each unit is active with that Main PID, takes the drop-ins away.
     fn adopt(&self, units: &[UnitMain]) -> Result<(), Error>;
-    /// Gives PID 1 of a group's own PID namespace a place that no unit's end touches, and that at a shutdown stands longer than `units` do.
-    fn shelter(&self, group: &str, init: i32, units: &[String]) -> Result<(), Error>;
+    /// Gives a process that serves a group (PID 1 of its own PID namespace, what brings its memory) a place that no unit's end touches, nor
+    /// ours, and that at a shutdown stands longer than `units` do.
+    fn shelter(&self, group: &str, helper: i32, units: &[String]) -> Result<(), Error>;
     /// Undoes `start_stubs`: stops the units, takes the drop-ins away.
     fn abandon(&self, units: &[String]) -> Result<(), Error>;
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use ckpt_engine::capture::session::Capture;
 use ckpt_engine::capture::{Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
+use ckpt_engine::rebuild::lazy::{Lazily, mark};
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
 use ckpt_engine::track::{self, Chain};
 use ckpt_engine::{Event, Group, Job, Stage, Unit};
@@ -55,6 +56,20 @@ const VICTIMS: [&str; 21] = [
 const TAKEN: [&str; 5] =
     ["taken-processes", "taken-identity", "taken-sockets", "taken-files", "taken-threads"];
 
+/// Those that come back before their memory, and those whose helpers are killed meanwhile.
+const LATE: [&str; 10] = [
+    "late-registers",
+    "late-memory",
+    "late-identity",
+    "late-threads",
+    "late-processes",
+    "late-shared",
+    "late-mappings",
+    "late-arriving",
+    "killed-memory",
+    "killed-arriving",
+];
+
 /// Programs that everybody has; each counts and says its count when asked.
 const PROGRAMS: [&str; 4] = ["bash", "python3", "redis-server", "postgres"];
 
@@ -71,8 +86,11 @@ fn main() -> ExitCode {
     let victims = VICTIMS.map(|name| (name, victim_comes_back as fn(&str) -> Outcome));
     let programs = PROGRAMS.map(|name| (name, program_comes_back as fn(&str) -> Outcome));
     let taken = TAKEN.map(|name| (name, taken_ids_come_back as fn(&str) -> Outcome));
+    let late = LATE.map(|name| (name, victim_comes_back as fn(&str) -> Outcome));
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| a == name);
-    for (name, case) in victims.into_iter().chain(programs).chain(taken).filter(|(name, _)| wanted(name)) {
+    for (name, case) in
+        victims.into_iter().chain(programs).chain(taken).chain(late).filter(|(name, _)| wanted(name))
+    {
         let begin = Instant::now();
         match case(name) {
             Ok(()) => println!("test {name} ... ok ({:?})", begin.elapsed()),
@@ -120,6 +138,8 @@ struct Scratch {
     cgroup: Cgroup,
     dir: PathBuf,
     child: Option<Child>,
+    late: bool,
+    killed: bool,
 }
 
 impl Scratch {
@@ -128,7 +148,9 @@ impl Scratch {
         fs::create_dir(cgroup::mount_point().unwrap().join(&unique)).unwrap();
         let dir = std::env::temp_dir().join(&unique);
         fs::create_dir_all(dir.join("data")).unwrap();
-        Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None }
+        let (late, killed) = (!name.starts_with("taken-") && name.contains('-'), name.starts_with("killed-"));
+        let late = late && !name.starts_with("redis");
+        Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None, late, killed }
     }
 
     /// Starts a program in the cgroup, in a session of its own, without descriptors.
@@ -215,10 +237,12 @@ impl Scratch {
     fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
+        let lazily = Lazily { group: "test".into(), marks: self.dir.join("marks"), least: 1 };
         let request = Request {
             chain: (0..LINKS).rev().map(|link| self.image(link)).collect(),
             units,
             own_pids: false,
+            lazily: self.late.then_some(lazily),
         };
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command
@@ -237,11 +261,47 @@ impl Scratch {
                     report.processes, report.threads, report.stages
                 );
                 report.warnings.iter().for_each(|w| println!("    warning: {w}"));
+                if self.killed {
+                    println!("    {} helpers were killed", self.kill_helpers());
+                }
                 Ok(report.units.first().map_or(0, |u| u.main_pid))
             }
             Ok(Reply::Failed(failure)) => Err(failure.to_string()),
             Err(e) => Err(format!("{e}: {} {:?}", output.status, String::from_utf8_lossy(&output.stdout))),
         }
+    }
+
+    /// The processes that have a mark open.
+    fn helpers(&self) -> Vec<i32> {
+        let marks = self.dir.join("marks");
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|p| p.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(|pid| *pid != std::process::id() as i32)
+            .filter(|pid| {
+                let mut open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+                open.any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(&marks)))
+            })
+            .collect()
+    }
+
+    /// Kills one of the helpers, again and again, until all memory is there; how often.
+    fn kill_helpers(&self) -> u32 {
+        let mut killed = 0;
+        while self.arriving() {
+            if let [one, other] = self.helpers()[..] {
+                let _ = signal(if killed % 2 == 0 { one } else { other }, nix::sys::signal::Signal::SIGKILL);
+                killed += 1;
+            }
+        }
+        killed
+    }
+
+    /// Whether memory is arriving.
+    fn arriving(&self) -> bool {
+        let marks = fs::read_dir(self.dir.join("marks")).into_iter().flatten().flatten();
+        let found: Vec<_> = marks.map(|entry| mark::look(&entry.path())).collect();
+        assert!(!found.contains(&mark::Found::Lost), "both helpers are gone");
+        found.contains(&mark::Found::Arriving)
     }
 
     /// Asks a victim to check itself.
@@ -317,7 +377,7 @@ fn compile(name: &str) -> PathBuf {
 
 fn victim_comes_back(name: &str) -> Outcome {
     use nix::sys::signal::Signal::SIGUSR2;
-    let program = compile(name);
+    let program = compile(name.trim_start_matches("late-").trim_start_matches("killed-"));
     let mut scratch = Scratch::new(name);
     let dir = scratch.dir.join("data").to_str().unwrap().to_owned();
     let pid = scratch.start(&program, &[&dir]);
@@ -338,6 +398,7 @@ fn victim_comes_back(name: &str) -> Outcome {
         }
         if round == 2 {
             // A restored member is a member like any other: what is captured of it comes back, too.
+            until("all memory has arrived", || !scratch.arriving());
             scratch.checkpoint(pid).map_err(|e| format!("of a restored victim: {e}"))?;
             continue;
         }

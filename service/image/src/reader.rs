@@ -203,6 +203,19 @@ impl PageReader {
         Ok(bytes)
     }
 
+    /// Reads whole pages of the file `pages` of an image, from where a [`Run`] of this reader says, and compares each with its checksum.
+    ///
+    /// # Panics
+    /// If the number of the image is not below [`PageReader::images`].
+    pub fn read_at(&self, image: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let pages = &self.images[image];
+        pages.file.read_exact_at(bytes, offset).map_err(ImageError::io("read", &pages.path))?;
+        for (n, page) in bytes.chunks_exact(PAGE_SIZE as usize).enumerate() {
+            pages.check_block(offset / PAGE_SIZE + n as u64, page)?;
+        }
+        Ok(())
+    }
+
     /// Reads the files `pages` of the whole chain and compares every block with its checksum; `progress` gets the bytes done after each part and
     /// ends it by `false` (then `Ok(false)`).
     pub fn verify(&self, mut progress: impl FnMut(u64) -> bool) -> Result<bool> {

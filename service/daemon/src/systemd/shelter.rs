@@ -1,4 +1,5 @@
-//! A scope for PID 1 of a group's own PID namespace: with it all members would end, so it is in no unit of the group.
+//! A scope for PID 1 of a group's own PID namespace, and for what brings its memory: with it all members would end, so it is in no unit of
+//! the group, nor in ours.
 
 use std::time::Duration;
 
@@ -18,7 +19,10 @@ impl Systemd {
         let name = scope(group, init);
         let pid = u32::try_from(init).map_err(|_| Error::Failed(format!("{init} is no process id")))?;
         let properties = [
-            ("Description", Variant::from(format!("PID namespace of group {group}, restored by ckptd(8)"))),
+            (
+                "Description",
+                Variant::from(format!("What keeps group {group} going after its restore by ckptd(8)")),
+            ),
             ("PIDs", Variant::from(vec![pid])),
             ("Before", Variant::from(units.to_vec())),
             ("CollectMode", Variant::from("inactive-or-failed")),

@@ -115,6 +115,7 @@ impl Engine for MemoryEngine {
             processes: 2,
             restore_usec: 99,
             units: found.units,
+            late: 0,
             stages: vec![],
         })
     }

@@ -13,7 +13,7 @@ use ckpt_sys::cgroup::Cgroup;
 use ulid::Ulid;
 
 use super::window::{Still, Window, paired};
-use super::{LocalEngine, chain, describe};
+use super::{LocalEngine, arrival, chain, describe};
 use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Severity, Stage, Unit};
 use crate::capture::{Capture, Captured, Precopy, Written};
 use crate::check;
@@ -29,6 +29,7 @@ pub fn run(
     job: &dyn Job,
 ) -> Result<CheckpointInfo, Error> {
     job.stage(Stage::Checking);
+    arrival::wait(&engine.settings.run, &group.name, job)?;
     let units = engine.units.units(group)?;
     let (subvolumes, problems) = check::group(&engine.place()?, group, &units)?;
     if problems.iter().any(|p| p.severity == Severity::Error) {

@@ -1,5 +1,6 @@
 //! The engine of this machine: the real one.
 
+mod arrival;
 mod chain;
 mod checkpoint;
 mod delete;
@@ -130,7 +131,8 @@ impl Engine for LocalEngine {
 
     fn verify(&self, group: &Group, id: &str, job: &dyn Job) -> Result<(), Error> {
         let id = self.store.find(&group.name, id)?.id.to_string();
-        verify::chain(&self.store, &self.store.ancestry(&group.name, &id)?, job)
+        verify::chain(&self.store, &self.store.ancestry(&group.name, &id)?, verify::Extent::All, job)
+            .map(drop)
     }
 
     fn annotate(
@@ -166,5 +168,5 @@ pub(crate) fn verify_quietly(store: &Store, id: &str) -> Result<(), Error> {
         fn captured(&self, _: &str) {}
         fn event(&self, _: Event) {}
     }
-    verify::chain(store, &store.ancestry("web", id)?, &Quiet)
+    verify::chain(store, &store.ancestry("web", id)?, verify::Extent::All, &Quiet).map(drop)
 }

@@ -8,6 +8,7 @@ use ckpt_image::Manifest;
 
 use crate::api::Stub;
 use crate::error::Error;
+use crate::rebuild::lazy::Lazily;
 use crate::rebuild::{Reply, Report, Request, UnitPlace};
 
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
@@ -19,6 +20,8 @@ pub fn run(
     manifest: &Manifest,
     stubs: &[Stub],
     own_pids: bool,
+    lazily: Option<Lazily>,
+    shelter: &dyn Fn(i32) -> Result<(), Error>,
 ) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
@@ -26,14 +29,16 @@ pub fn run(
         .iter()
         .map(|s| UnitPlace { name: s.unit.clone(), cgroup: s.cgroup.clone(), stub: Some(s.pid) })
         .collect();
-    let request = Request { chain, units, own_pids };
-    let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     let mut child = Command::new(&program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed("start", e))?;
+    // What serves memory outlives us: it must be in no cgroup that ends with ckptd.
+    let lazily = lazily.filter(|_| shelter(child.id() as i32).is_ok());
+    let request = Request { chain, units, own_pids, lazily };
+    let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     if let Some(mut input) = child.stdin.take() {
         // It may end before it has read everything; its exit status says why.
         let _ = input.write_all(&request);

@@ -11,12 +11,17 @@ use ckpt_image::records::GroupImage;
 use ckpt_image::{Manifest, read_state};
 
 use super::rebuilder;
+use super::verify::Extent;
 use super::{LocalEngine, precheck, verify};
 use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub};
 use crate::error::Error;
 use crate::rebuild::Report;
+use crate::rebuild::lazy::{Lazily, mark};
 use crate::storage::{self, Undo};
 use crate::timeline::Timeline;
+
+/// Bytes of memory from which on a restore is lazy by itself.
+const WORTH: u64 = 64 << 20;
 
 /// Restores a checkpoint of a group.
 pub fn run(
@@ -29,7 +34,7 @@ pub fn run(
     let mut time = Timeline::start();
     let manifest = engine.store.find(&group.name, &request.checkpoint)?;
     job.stage(Stage::Checking);
-    let image = check(engine, &manifest, job)?;
+    let (image, bytes) = check(engine, &manifest, job)?;
     let taken = taken(engine, group, &manifest, &image)?;
     time.lap("check");
     if job.canceled() {
@@ -43,7 +48,11 @@ pub fn run(
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
     time.lap("exchange");
-    let rebuilt = rebuild(engine, &manifest, &units, &mut undo, taken.is_some(), &mut time, job);
+    let rebuilt = {
+        let lazily = lazily(engine, group, request, bytes);
+        let how = How { own_pids: taken.is_some(), lazily };
+        rebuild(engine, &manifest, &units, &mut undo, how, &mut time, job)
+    };
     let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
     // A group that systemd does not take is not restored.
     let adopted = rebuilt.and_then(|rebuilt| adopt(engine, group, &units, rebuilt));
@@ -63,6 +72,7 @@ pub fn run(
         processes: rebuilt.processes,
         restore_usec,
         units: rebuilt.units,
+        late: rebuilt.late,
         stages: time.laps(),
     })
 }
@@ -119,16 +129,18 @@ fn not_quite(text: &str) -> Problem {
     }
 }
 
-/// Everything that can be looked at before anything is stopped.
-fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<GroupImage, Error> {
+/// Everything that can be looked at before anything is stopped. Gives the image and the bytes of its pages.
+fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<(GroupImage, u64), Error> {
     let id = manifest.id.to_string();
-    verify::chain(&engine.store, &engine.store.ancestry(&manifest.group, &id)?, job)?;
+    // ckpt-restore compares the pages with their checksums, as it reads them; a failure there puts everything back, too.
+    let ancestry = engine.store.ancestry(&manifest.group, &id)?;
+    let bytes = verify::chain(&engine.store, &ancestry, Extent::AllButPages, job)?;
     storage::verify(&manifest.snapshots)?;
     let directory = engine.store.directory(&manifest.group, &id);
     let image = read_state(&directory)?;
     precheck::image(&image, &directory)?;
     crate::rebuild::check(&image).map_err(|failure| failure.into_error(&manifest.group, &id))?;
-    Ok(image)
+    Ok((image, bytes))
 }
 
 /// The units of the image and those that have joined the group since: all of them are to stand still while files change.
@@ -141,12 +153,44 @@ fn all_units(engine: &LocalEngine, group: &Group, of_image: &[String]) -> Result
     Ok(names)
 }
 
+/// How the members are rebuilt.
+struct How {
+    own_pids: bool,
+    lazily: Option<Lazily>,
+}
+
+/// Whether memory may come while the members run: where it is asked for, else where there is enough of it to be worth it.
+fn lazily(engine: &LocalEngine, group: &Group, request: &RestoreRequest, bytes: u64) -> Option<Lazily> {
+    let least = match request.lazy {
+        Some(true) => 1,
+        Some(false) => return None,
+        None => WORTH,
+    };
+    let marks = mark::directory(&engine.settings.run, &group.name);
+    (bytes >= least).then(|| Lazily { group: group.name.clone(), marks, least })
+}
+
+/// Why a restore was not lazy that could have been.
+fn not_lazy(error: &Error) -> Problem {
+    Problem {
+        code: "not-lazy".into(),
+        severity: Severity::Warning,
+        unit: String::new(),
+        pid: 0,
+        object: String::new(),
+        text: format!(
+            "all memory is read before the group runs, since its helpers have no place of their own: {error}"
+        ),
+        remedy: "nothing: the restore only takes longer".into(),
+    }
+}
+
 fn rebuild(
     engine: &LocalEngine,
     manifest: &Manifest,
     units: &[String],
     undo: &mut Undo,
-    own_pids: bool,
+    how: How,
     time: &mut Timeline,
     job: &dyn Job,
 ) -> Result<Report, Error> {
@@ -161,7 +205,12 @@ fn rebuild(
     undo.commit()?;
     time.lap("commit");
     let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
-    let report = rebuilder::run(&engine.settings.libdir, chain, manifest, &stubs, own_pids)?;
+    let shelter = |helper: i32| {
+        let sheltered = engine.units.shelter(&manifest.group, helper, units);
+        sheltered.inspect_err(|e| job.event(Event::Warning(not_lazy(e))))
+    };
+    let libdir = &engine.settings.libdir;
+    let report = rebuilder::run(libdir, chain, manifest, &stubs, how.own_pids, how.lazily, &shelter)?;
     time.within("rebuild", &report.stages);
     Ok(report)
 }

@@ -18,6 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Failure;
 use super::memory::FdRef;
+use crate::error::with_sources;
 
 /// Bytes copied at a time.
 const PART: usize = 1 << 20;
@@ -184,10 +185,11 @@ pub(super) fn fill(file: &File, container: Container, size: u64, pages: &PageRea
         let len = len.min(size - start);
         let mut done = 0;
         while done < len {
-            let part = &mut buf[..(len - done).min(PART as u64) as usize];
-            pages.file(image).read_exact_at(part, offset + done).map_err(io("read the image"))?;
-            file.write_all_at(part, start + done).map_err(io("write"))?;
-            done += part.len() as u64;
+            let here = (len - done).min(PART as u64);
+            let whole = &mut buf[..here.next_multiple_of(PAGE_SIZE) as usize];
+            pages.read_at(image, offset + done, whole).map_err(|e| Failure::corrupt(with_sources(&e)))?;
+            file.write_all_at(&whole[..here as usize], start + done).map_err(io("write"))?;
+            done += here;
         }
     }
     Ok(())

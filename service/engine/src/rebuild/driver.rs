@@ -9,20 +9,23 @@ use ckpt_image::records::{
     UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
+use ckpt_sys::missing::Missing;
 use ckpt_sys::nursery::{self, area};
 use ckpt_sys::thread::Stopped;
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
-use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
+use super::checksums::Comparison;
 use super::content::Contents;
+use super::cpus::stay_here;
 use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
-use super::memory::{Ground, Script, script};
+use super::lazy::{self, Absent, Helpers, Lazily, Mark, Server};
+use super::memory::{Ground, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
-use super::places::{Places, UnitPlace};
+use super::places::{Place, Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
 use super::{Failure, Member, clocks, ephemeral, ids, notify, release, tables, thread};
@@ -41,6 +44,9 @@ pub struct Request {
     /// The members get a PID namespace of their own, whether their process ids are free or not.
     #[serde(default)]
     pub own_pids: bool,
+    /// Memory may come after the members run.
+    #[serde(default)]
+    pub lazily: Option<Lazily>,
 }
 
 impl Request {
@@ -62,6 +68,9 @@ pub struct Report {
     /// PID 1 of the members' own PID namespace, where they have one: it must outlive every unit.
     #[serde(default)]
     pub init: Option<i32>,
+    /// Bytes of memory that come while the members run.
+    #[serde(default)]
+    pub late: u64,
     /// Time of each stage, microseconds.
     pub stages: Laps,
     /// What is not quite as it was, one sentence each.
@@ -100,6 +109,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner), blockade)?;
     rebuild.gadget = gadget;
     rebuild.cpus = cpus;
+    let comparison = Comparison::begin(&rebuild.pages, &rebuild.scripts, &rebuild.cpus)?;
     clock.lap("open");
     rebuild.members = {
         let terminals = rebuild.descriptions.controlling(&image);
@@ -108,6 +118,10 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     clock.lap("grow");
     rebuild.fill()?;
     clock.lap("memory");
+    comparison.end(&rebuild.pages, &rebuild.scripts)?;
+    clock.lap("checksums");
+    let late = rebuild.serve_late(request)?;
+    clock.lap("late");
     rebuild.furnish()?;
     clock.lap("processes");
     rebuild.set_up_threads()?;
@@ -123,18 +137,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     space.map_or(Ok(()), PidSpace::go)?;
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
-    Ok(Report { processes, threads, units, init, stages: clock.laps(), warnings })
-}
-
-/// Stays on this CPU from now on, with all members that are made: a batch costs 20 µs there and 160 µs across CPUs. Gives the CPUs that
-/// were allowed before, as a mask.
-fn stay_here() -> Result<Vec<u64>, Failure> {
-    let this = nix::unistd::Pid::from_raw(0);
-    let before = ckpt_sys::attributes::affinity(this)?;
-    let mut here = CpuSet::new();
-    // Not to be had is only slower.
-    let _ = sched_getcpu().and_then(|cpu| here.set(cpu)).and_then(|()| sched_setaffinity(this, &here));
-    Ok(before)
+    Ok(Report { processes, threads, units, init, late, stages: clock.laps(), warnings })
 }
 
 /// Ids for temporary processes: from the top of what the kernel gives, those that nobody has now.
@@ -208,8 +211,11 @@ struct Rebuild<'a> {
     descriptions: Descriptions,
     opened: Opened,
     contents: Contents,
+    pages: PageReader,
     /// By space.
     scripts: Vec<Script>,
+    /// Spaces whose memory comes late, and a process of each.
+    watched: Vec<(Missing, Absent, i32)>,
     floor: RawFd,
     /// Distance of a `syscall` instruction from the start of the vDSO.
     gadget: u64,
@@ -235,8 +241,7 @@ impl<'a> Rebuild<'a> {
         let pages = PageReader::open(&request.chain)?;
         let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
         let ground = Ground::of_ourselves(runner)?;
-        let scripts = image.spaces.iter().map(|space| script(space, &image.objects, &pages, &ground));
-        let mut scripts = scripts.collect::<Result<Vec<_>, _>>()?;
+        let mut scripts = lazy::scripts(image, &pages, &ground, request.lazily.as_ref())?;
         for set in &image.sysv.semaphores {
             let user = living(image).find(|(process, _)| process.unit == set.unit);
             if let Some(script) = user.and_then(|(_, body)| scripts.get_mut(body.space.index())) {
@@ -258,7 +263,9 @@ impl<'a> Rebuild<'a> {
             descriptions,
             opened,
             contents,
+            pages,
             scripts,
+            watched: Vec::new(),
             floor,
             gadget: 0,
             cpus: Vec::new(),
@@ -303,10 +310,27 @@ impl<'a> Rebuild<'a> {
                 return Ok(());
             }
             let script = lookup(&this.scripts, body.space.index(), "address space")?;
-            script.run(member, &mut |wanted| this.opened.memory(wanted))
+            script.run(member, &mut |wanted| this.opened.memory(wanted))?;
+            if !script.absent.is_empty() {
+                let missing = lazy::watch(member, script)?;
+                this.watched.push((missing, script.absent.clone(), member.tid().as_raw()));
+            }
+            Ok(())
         })?;
         let places = self.places;
         self.contents.finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
+    }
+
+    /// Starts what puts the missing pages there; gives their bytes.
+    fn serve_late(&mut self, request: &Request) -> Result<u64, Failure> {
+        let Some(lazily) = request.lazily.as_ref().filter(|_| !self.watched.is_empty()) else { return Ok(0) };
+        let pids: Vec<i32> = self.watched.iter().map(|(_, _, pid)| *pid).collect();
+        let cgroups = self.places.iter().map(Place::cgroup_dir).collect();
+        let mark = Mark::set(lazily, &pids, cgroups)?;
+        let spaces = self.watched.drain(..).map(|(missing, absent, _)| (missing, absent)).collect();
+        let server = Server::new(PageReader::open(&request.chain)?, spaces)?;
+        lazy::guard::start(Helpers { server, mark, cpus: self.cpus.clone() })?;
+        Ok(lazy::absent_bytes(&self.scripts))
     }
 
     /// Directories, handlers, threads, timers; then only the members' own descriptors are left.

@@ -7,8 +7,10 @@
 //! ```
 //! Until all are let go every member is traced with PTRACE_O_EXITKILL: whatever fails, nothing half-done lives.
 
+mod checksums;
 mod clocks;
 pub mod content;
+mod cpus;
 mod credentials;
 mod driver;
 mod ephemeral;
@@ -17,6 +19,7 @@ mod fitproc;
 mod grow;
 mod host;
 mod ids;
+pub mod lazy;
 mod member;
 pub mod memory;
 mod notify;

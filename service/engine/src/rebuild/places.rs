@@ -136,6 +136,11 @@ impl Place {
         self.directory.as_raw_fd()
     }
 
+    /// The directory of its cgroup.
+    pub fn cgroup_dir(&self) -> PathBuf {
+        self.cgroup.dir().to_owned()
+    }
+
     /// Moves a process into the unit's cgroup, or one below it, which is made if there is none.
     pub fn move_in(&self, tid: Pid, below: &str) -> Result<(), Failure> {
         let directory = self.below(below)?;

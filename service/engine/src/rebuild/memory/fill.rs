@@ -1,6 +1,6 @@
 //! Pages into mappings: preadv(2) from the image, as many places as one call takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ckpt_image::records::{MappingKind, MappingRecord, SpaceId};
 use ckpt_image::{Container, PageReader, Place, Run};
@@ -23,6 +23,35 @@ pub(super) fn runs(space: SpaceId, mapping: &MappingRecord, pages: &PageReader) 
         runs.retain(|run| run.place != Place::Zero);
     }
     runs
+}
+
+/// Runs of the pages that are in `hot`, and of the others.
+pub(super) fn split(runs: &[Run], hot: &BTreeSet<u64>) -> (Vec<Run>, Vec<Run>) {
+    let (mut now, mut late) = (Vec::new(), Vec::new());
+    for run in runs {
+        let mut at = run.first;
+        let end = run.first + run.count;
+        let piece = |from: u64, to: u64| {
+            let place = match run.place {
+                Place::File { image, offset } => {
+                    Place::File { image, offset: offset + (from - run.first) * PAGE }
+                }
+                Place::Zero => Place::Zero,
+            };
+            Run { first: from, count: to - from, place }
+        };
+        for page in hot.range(run.first..end) {
+            if *page > at {
+                late.push(piece(at, *page));
+            }
+            now.push(piece(*page, page + 1));
+            at = page + 1;
+        }
+        if at < end {
+            late.push(piece(at, end));
+        }
+    }
+    (now, late)
 }
 
 /// One call in the making.

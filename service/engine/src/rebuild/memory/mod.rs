@@ -19,12 +19,15 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
+
 use ckpt_image::PageReader;
 use ckpt_image::records::{FileId, LayoutRecord, ObjectId, ObjectRecord, SemaphoreSetRecord, SpaceRecord};
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
 use super::Failure;
+use super::lazy::{Absent, may_be_late};
 pub use ground::{Ground, Special};
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
@@ -105,6 +108,12 @@ pub struct Script {
     pub calls: Vec<Call>,
     /// What they point to.
     pub blobs: Vec<Blob>,
+    /// Runs of the image that the calls read.
+    pub filled: Vec<ckpt_image::Run>,
+    /// Pages that come after the calls.
+    pub absent: Absent,
+    /// The mappings they belong to: first address and address after the last.
+    pub watched: Vec<(u64, u64)>,
 }
 
 /// The calls that make an address space out of what `ground` says is there.
@@ -117,6 +126,17 @@ pub fn script(
     pages: &PageReader,
     ground: &Ground,
 ) -> Result<Script, Failure> {
+    script_with(space, objects, pages, ground, None)
+}
+
+/// Same; where `hot` is given, only these pages (address divided by 4096) of what may come late are read, and the rest is [`Script::absent`].
+pub fn script_with(
+    space: &SpaceRecord,
+    objects: &[ObjectRecord],
+    pages: &PageReader,
+    ground: &Ground,
+    hot: Option<&BTreeSet<u64>>,
+) -> Result<Script, Failure> {
     check(space, ground)?;
     let mut script = Script::default();
     if space.thp_disabled {
@@ -126,12 +146,23 @@ pub fn script(
     ground.place(space, &mut script)?;
     set_mm_map(space, &mut script);
     maps::attach_segments(space, objects, &mut script)?;
-    let filled: Vec<Vec<ckpt_image::Run>> =
+    let mut filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();
+    if let Some(hot) = hot {
+        for (mapping, runs) in space.mappings.iter().zip(&mut filled) {
+            if !runs.is_empty() && may_be_late(space, mapping) {
+                let (now, late) = fill::split(runs, hot);
+                late.iter().for_each(|run| script.absent.insert(run));
+                *runs = now;
+                script.watch(mapping.start, mapping.end);
+            }
+        }
+    }
     for (mapping, runs) in space.mappings.iter().zip(&filled) {
         maps::map(space, mapping, !runs.is_empty(), objects, &mut script);
     }
     fill::fill(&space.mappings, &filled, &mut script);
+    script.filled = filled.iter().flatten().copied().collect();
     for (mapping, runs) in space.mappings.iter().zip(&filled) {
         maps::finish(mapping, !runs.is_empty(), &mut script);
     }
@@ -219,7 +250,7 @@ fn v(value: u64) -> Arg {
 
 impl Script {
     /// The descriptors that it needs, each once.
-    pub fn descriptors(&self) -> std::collections::BTreeSet<FdRef> {
+    pub fn descriptors(&self) -> BTreeSet<FdRef> {
         let arguments = self.calls.iter().flat_map(|call| &call.args).filter_map(|arg| match arg {
             Arg::Fd(fd) => Some(*fd),
             _ => None,
@@ -235,6 +266,13 @@ impl Script {
         let values = self.blob(Blob { bytes, ..Blob::default() });
         let args = [v(set.semid as u64), v(0), v(SETALL), Arg::Data(values), v(0), v(0)];
         self.must(libc::SYS_semctl, args);
+    }
+
+    fn watch(&mut self, start: u64, end: u64) {
+        match self.watched.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => self.watched.push((start, end)),
+        }
     }
 
     fn blob(&mut self, blob: Blob) -> usize {
