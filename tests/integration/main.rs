@@ -11,6 +11,7 @@ mod daemon;
 mod databases;
 mod fixture;
 mod incremental;
+mod lazy;
 mod pids;
 mod runner;
 mod sandboxes;
@@ -39,5 +40,6 @@ fn main() -> ExitCode {
     tests.extend(databases::tests());
     tests.extend(apps::tests());
     tests.extend(incremental::tests());
+    tests.extend(lazy::tests());
     runner::run(&tests, std::env::args().skip(1).collect())
 }
