@@ -69,19 +69,14 @@ static void step(void)
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
 		memset(area->told + page, 0, count * sizeof *area->told);
 		break;
-	case 2: { /* moved away and back */
+	case 2: { /* moved away and back; one page, for what is several mappings Linux 6.17 moves by halves if it cannot move all */
 		unsigned char *from = area->at + page * PAGE;
-		unsigned char *there = mmap(NULL, count * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		unsigned char *there = mmap(NULL, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		const int how = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-		if (mremap(from, count * PAGE, count * PAGE, how, there) == MAP_FAILED) {
-			/* Linux does not move what is several mappings. */
-			expect(errno == EFAULT || errno == EINVAL, "mremap: %d", errno);
-			must(munmap(there, count * PAGE));
-			break;
-		}
-		expect(from[0] == 0 && from[count * PAGE - 1] == 0, "what was moved away is still there");
-		must(mremap(there, count * PAGE, count * PAGE, how, from));
-		must(munmap(there, count * PAGE));
+		expect(mremap(from, PAGE, PAGE, how, there) == there, "mremap: %d", errno);
+		expect(from[0] == 0 && from[PAGE - 1] == 0, "what was moved away is still there");
+		must(mremap(there, PAGE, PAGE, how, from));
+		must(munmap(there, PAGE));
 		break;
 	}
 	case 3: /* split into mappings of different protection */
@@ -91,7 +86,9 @@ static void step(void)
 	case 4: /* the kernel writes into it */
 		if (draw(4) == 0) {
 			int zero = must(open("/dev/zero", O_RDONLY));
-			expect(read(zero, area->at + page * PAGE, count * PAGE) == (long)(count * PAGE), "read: %d", errno);
+			/* One that is stopped in the middle is short, with any other signal too. */
+			for (unsigned long done = 0; done < count * PAGE;)
+				done += must(read(zero, area->at + page * PAGE + done, count * PAGE - done));
 			memset(area->told + page, 0, count * sizeof *area->told);
 			must(close(zero));
 		}

@@ -141,8 +141,6 @@ struct Scratch {
     child: Option<Child>,
     late: bool,
     killed: bool,
-    /// Images of the chain.
-    links: usize,
 }
 
 impl Scratch {
@@ -153,9 +151,7 @@ impl Scratch {
         fs::create_dir_all(dir.join("data")).unwrap();
         let (late, killed) = (!name.starts_with("taken-") && name.contains('-'), name.starts_with("killed-"));
         let late = late && !name.starts_with("redis");
-        // Incrementals of it lack pages, whether they are restored lazily or not; what arrives is to be tested here.
-        let links = if name.contains("arriving") { 1 } else { LINKS };
-        Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None, late, killed, links }
+        Self { cgroup: Cgroup::open(&unique).unwrap(), dir, child: None, late, killed }
     }
 
     /// Starts a program in the cgroup, in a session of its own, without descriptors.
@@ -191,7 +187,7 @@ impl Scratch {
         let deadline = Deadline::after(Duration::from_secs(20));
         let group = Group { name: "test".into(), config: GroupConfig::default() };
         let mut chain = Chain::new(track::choose(tracker()).map_err(|e| text(&e))?);
-        for link in 0..self.links {
+        for link in 0..LINKS {
             let directory = self.image(link);
             let _ = fs::remove_dir_all(&directory);
             fs::create_dir(&directory).map_err(|e| e.to_string())?;
@@ -204,7 +200,7 @@ impl Scratch {
             let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
             let captured = capture.take(&mut members, chain, precopy, &directory, deadline);
             let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
-            let last = link + 1 == self.links;
+            let last = link + 1 == LINKS;
             if last {
                 self.cgroup.kill().map_err(|e| text(&e))?;
                 drop(members);
@@ -244,7 +240,7 @@ impl Scratch {
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
         let lazily = Lazily { group: "test".into(), marks: self.dir.join("marks"), least: 1 };
         let request = Request {
-            chain: (0..self.links).rev().map(|link| self.image(link)).collect(),
+            chain: (0..LINKS).rev().map(|link| self.image(link)).collect(),
             units,
             own_pids: false,
             lazily: self.late.then_some(lazily),
