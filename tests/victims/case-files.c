@@ -515,7 +515,8 @@ CASE(descriptor_numbers)
 {
 	struct rlimit limit;
 	must(getrlimit(RLIMIT_NOFILE, &limit));
-	limit.rlim_cur = limit.rlim_max < 60000 ? limit.rlim_max : 60000;
+	/* A restore needs numbers above all of these, and has no more than a host without CAP_SYS_RESOURCE allows. */
+	limit.rlim_cur = limit.rlim_max < 60000 ? limit.rlim_max * 3 / 4 : 60000;
 	must(setrlimit(RLIMIT_NOFILE, &limit));
 	int fd = file("f", O_RDWR), top = (int)limit.rlim_cur - 1;
 	must(dup2(fd, 100));
@@ -1451,7 +1452,7 @@ CASE(inotify_outside_subvolume)
 	unlink(name);
 }
 
-CASE(inotify_of_removed_file)
+REFUSED(inotify_of_removed_file, "inotify-watch")
 {
 	char buffer[1024];
 	int fd = must(inotify_init1(IN_NONBLOCK));

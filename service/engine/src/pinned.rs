@@ -45,11 +45,15 @@ pub fn keep(directory: &Path, files: Vec<(FileRecord, OwnedFd)>) -> io::Result<B
     let earlier = earlier(directory);
     for (record, fd) in files {
         let name = name(&record);
+        let entry = format!("{DIRECTORY}/{name}");
+        if kept.contains_key(&entry) {
+            continue; // two units have it
+        }
         let to = place.join(&name);
         let source = File::from(fd);
         let taken = earlier.iter().any(|other| fs::hard_link(other.join(&name), &to).is_ok());
         if (taken || take(&source, &to).is_ok()) && is_it(&to, &record) {
-            kept.insert(format!("{DIRECTORY}/{name}"), Digest { bytes: record.size, blake3: None });
+            kept.insert(entry, Digest { bytes: record.size, blake3: None });
         } else {
             let _ = fs::remove_file(&to);
         }
@@ -138,7 +142,8 @@ mod tests {
         let library = top.join("library");
         fs::write(&library, "old").unwrap();
         let record = record(&library);
-        let open = || vec![(record.clone(), OwnedFd::from(File::open(&library).unwrap()))];
+        let one = || (record.clone(), OwnedFd::from(File::open(&library).unwrap()));
+        let open = || vec![one(), one()];
         let kept = keep(&first, open()).unwrap();
         assert_eq!(
             kept.keys().map(String::as_str).collect::<Vec<_>>(),

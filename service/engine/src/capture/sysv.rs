@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 use ckpt_image::records::{SemaphoreSetRecord, SysvRecord, UnitIndex};
 use ckpt_sys::semaphores::{SemaphoreSet, sets};
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 use super::member::refusal;
@@ -45,7 +46,9 @@ pub fn look(
         let ours = |users: &[i32]| !shared || users.iter().any(|pid| pids.contains(pid));
         let sets = namespace.semaphores.into_iter().filter(|set| ours(&set.pids));
         record.semaphores.extend(sets.map(|set| semaphores(index, set)));
-        for (id, users) in queues(&namespace.queues).into_iter().filter(|(_, users)| ours(users)) {
+        let queues = queues(&namespace.queues);
+        let waited_for = if queues.is_empty() { HashSet::new() } else { waited_for(members) };
+        for (id, users) in queues.into_iter().filter(|(id, users)| ours(users) || waited_for.contains(id)) {
             let (text, remedy) = ("message queues cannot be captured", "remove the queue: ipcrm -q");
             let object = format!("System V queue {id}");
             problems.push(refusal("sysv-queue", &unit(index), in_group(&users, &pids), object, text, remedy));
@@ -75,6 +78,26 @@ fn in_group(users: &[i32], pids: &HashSet<i32>) -> i32 {
 fn semaphores(unit: UnitIndex, set: SemaphoreSet) -> SemaphoreSetRecord {
     let SemaphoreSet { semid, key, mode, owner, values, .. } = set;
     SemaphoreSetRecord { unit, semid, key, mode, owner, values }
+}
+
+/// The queues that threads of members are about to send to or wait for, which the kernel notes only when it has happened: the first
+/// argument of their system call (proc_pid_syscall(5)).
+fn waited_for(members: &[(UnitIndex, i32)]) -> HashSet<i32> {
+    let tasks = members.iter().filter_map(|(_, pid)| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let calls = tasks
+        .flatten()
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
+    calls.filter_map(|call| queue_of(&call)).collect()
+}
+
+/// The queue of a line of /proc/PID/syscall: `number 0xargument …`, if the call is msgsnd(2) or msgrcv(2).
+fn queue_of(call: &str) -> Option<i32> {
+    let mut words = call.split_ascii_whitespace();
+    let number: libc::c_long = words.next()?.parse().ok()?;
+    let first = words.next()?.strip_prefix("0x")?;
+    let is_it = [libc::SYS_msgsnd, libc::SYS_msgrcv].contains(&number);
+    i32::from_str_radix(first, 16).ok().filter(|_| is_it)
 }
 
 /// Id and last users of each line of /proc/sysvipc/msg: key msqid perms cbytes qnum lspid lrpid …
@@ -115,6 +138,13 @@ fn enter(pid: i32) -> Result<Namespace, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_waits_for_a_queue_tells_which() {
+        assert_eq!(queue_of("70 0x1f 0x7ffd 0x40 0x0 0x0 0x0 0x7ffc 0x7f01\n"), Some(31));
+        assert_eq!(queue_of("0 0x3 0x7ffd 0x40 0x0 0x0 0x0 0x7ffc 0x7f01\n"), None);
+        assert_eq!(queue_of("running\n"), None);
+    }
 
     #[test]
     fn lists_are_read() {

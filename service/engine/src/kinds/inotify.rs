@@ -87,10 +87,10 @@ fn unescape(text: &str) -> PathBuf {
 }
 
 /// Looks for a file by its number where the file system gives no handles (overlayfs): nearest to the mount point first, among so many
-/// entries that it takes milliseconds.
+/// entries that it takes some tens of milliseconds at most.
 fn search(pid: i32, mounts: &[(u64, PathBuf)], line: &InotifyLine) -> Option<PathBuf> {
     use std::os::unix::fs::MetadataExt;
-    const MOST: usize = 4000;
+    const MOST: usize = 20_000;
     if !line.handle.1.is_empty() {
         return None;
     }

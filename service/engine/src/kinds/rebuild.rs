@@ -144,6 +144,7 @@ impl<'i> Rebuild<'i> {
         self.each(finish)?;
         self.ends.clear();
         unix_name::publish(self)?;
+        self.each(open_nodes)?;
         self.each(watch)?;
         self.each(status)
     }
@@ -261,6 +262,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
 
 fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
     match &record.kind {
+        DescriptionKind::File { file, .. } if is_socket_node(cx.image, *file) => Ok(()),
         DescriptionKind::File { file, .. } => file::create(cx, record, *file),
         DescriptionKind::Pipe { pipe } => pipe::create(cx, record, *pipe),
         DescriptionKind::Eventfd(eventfd) => eventfd::create(cx, record, eventfd),
@@ -316,6 +318,20 @@ fn connect_waiting<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> R
         DescriptionKind::Unix(unix) => {
             cx.enter(record.unit)?;
             unix_peer::connect_waiting(cx, record, unix)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The name of a unix socket (O_PATH), which may be that of a socket that is made here: there when all of them are published.
+fn is_socket_node(image: &GroupImage, file: FileId) -> bool {
+    image.files.get(file.index()).is_some_and(|file| file.mode & libc::S_IFMT == libc::S_IFSOCK)
+}
+
+fn open_nodes<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    match &record.kind {
+        DescriptionKind::File { file, .. } if is_socket_node(cx.image, *file) => {
+            file::create(cx, record, *file)
         }
         _ => Ok(()),
     }
