@@ -117,6 +117,7 @@ fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>,
 pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<DescriptionKind>]) {
     let met = std::mem::take(&mut cx.inet.met);
     let mut tables = HashMap::new();
+    let listeners: Vec<SocketAddr> = kinds.iter().flatten().filter_map(listens_at).collect();
     for (end, id) in &met {
         let (cookie, local, remote) = end;
         let found = cx.found(*id).clone();
@@ -134,7 +135,12 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
                 let table = tables.entry(*cookie).or_insert_with(|| tcp_table(found.place.pid));
                 match table.get(&(*remote, *local)) {
                     Some(other) if other.inode != 0 => continue, // a process outside the group
-                    Some(other) if UNACCEPTED.contains(&other.state) => waiting(cx, &found, address, other),
+                    Some(other) if UNACCEPTED.contains(&other.state) => {
+                        if !listeners.iter().any(|at| leads_to(remote, at)) {
+                            continue; // a listener outside it
+                        }
+                        waiting(cx, &found, address, other)
+                    }
                     None if !is_here(table, remote) => continue,
                     _ => tcp::capture_last(cx.depth, found.fd())
                         .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
@@ -146,6 +152,21 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
             Err(e) => cx.refuse(&found, Refusal::call("TCP_REPAIR")(e)),
         }
     }
+}
+
+/// Where a listening socket of the group listens.
+fn listens_at(kind: &DescriptionKind) -> Option<SocketAddr> {
+    match kind {
+        DescriptionKind::Inet(InetRecord {
+            state: InetState::Listening { .. }, local: Some(local), ..
+        }) => parse(local),
+        _ => None,
+    }
+}
+
+/// Whether a connection to `remote` comes to who listens at `at`.
+fn leads_to(remote: &SocketAddr, at: &SocketAddr) -> bool {
+    remote.port() == at.port() && (at.ip().is_unspecified() || at.ip() == remote.ip())
 }
 
 /// ESTABLISHED, CLOSE_WAIT: a connection without a process is one that waits to be accepted; others are on their way out.
