@@ -150,7 +150,8 @@ fn a_failed_restore_leaves_the_group_stopped(name: &str) {
     let id = made["id"].as_str().expect("an id");
     group.kill();
     let dir = format!("/var/lib/ckpt/{name}/{id}");
-    for entry in fs::read_dir(&dir).expect("the store is where the interface says").flatten() {
+    let entries = fs::read_dir(&dir).expect("the store is where the interface says").flatten();
+    for entry in entries.filter(|entry| entry.path().is_file()) {
         let file = fs::OpenOptions::new().write(true).open(entry.path()).expect("opened");
         let len = file.metadata().expect("known").len();
         if len > 8192 {
