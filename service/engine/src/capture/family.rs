@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord};
 use nix::sys::stat::stat;
 
+use super::member::refusal;
+use crate::api::{Problem, Severity};
+
 /// The unit a cgroup lies in: the longest that it is or is below, and what is left.
 pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, &'c str)> {
     let below = |unit: &UnitRecord| -> Option<&'c str> {
@@ -34,15 +37,50 @@ pub fn namespaces(pid: i32) -> NamespaceRecord {
     }
 }
 
-/// A unit of which systemd made a user namespace, which a restore does not enter: what stands against it, object and remedy.
-pub(super) fn user_namespace(of: &NamespaceRecord) -> Option<(&'static str, &'static str, &'static str)> {
+/// A process in a user namespace that systemd made for its unit, which a restore does not enter. Nothing else changes for one that has no
+/// capability there, can get none, and whose ids are the same outside: that is a warning. Any other would come back with powers over the
+/// host: that is refused.
+pub(super) fn user_namespace(of: &NamespaceRecord, pid: i32, unit: &str) -> Option<Problem> {
     let ours = stat("/proc/self/ns/user").map_or(0, |s| s.st_ino);
+    if of.user == 0 || of.user == ours {
+        return None;
+    }
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let harmless =
+        is_powerless(&read("status")) && is_identity(&read("uid_map")) && is_identity(&read("gid_map"));
     let text = "it lives in a user namespace of its own (PrivateUsers=), which cannot be rebuilt";
-    (of.user != 0 && of.user != ours).then_some((
-        text,
-        "ns/user",
-        "take PrivateUsers= out of the unit and restart it",
-    ))
+    let object = "ns/user".to_owned();
+    if !harmless {
+        return Some(refusal(
+            "namespace",
+            unit,
+            pid,
+            object,
+            text,
+            "take PrivateUsers= out of the unit and restart it",
+        ));
+    }
+    let text = "it lives in a user namespace of its own (PrivateUsers=): after a restore it is outside of it, as the same user and \
+                without capabilities, until its next start";
+    let remedy = "nothing, or take PrivateUsers= out of the unit";
+    Some(Problem { severity: Severity::Warning, ..refusal("namespace", unit, pid, object, text, remedy) })
+}
+
+/// Whether a process has no capability, and no exec can give it one (proc_pid_status(5)).
+fn is_powerless(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let none = |name: &str| field(name).is_some_and(|set| u64::from_str_radix(set, 16) == Ok(0));
+    ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"].into_iter().all(none)
+        && (field("NoNewPrivs:") == Some("1") || none("CapBnd:"))
+}
+
+/// Whether ids mean the same inside and outside (user_namespaces(7)): lines of first inside, first outside, count.
+fn is_identity(map: &str) -> bool {
+    let same = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        words.next().is_some_and(|inside| words.next() == Some(inside))
+    };
+    !map.is_empty() && map.lines().all(same)
 }
 
 /// Children of a thread (/proc/PID/task/TID/children), zombies too.

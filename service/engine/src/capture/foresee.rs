@@ -83,8 +83,7 @@ fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
 
 /// It lives in a user namespace.
 fn of_other_users(candidate: &Candidate<'_>) -> Option<Problem> {
-    let (text, object, remedy) = user_namespace(&namespaces(candidate.pid))?;
-    Some(refusal("namespace", candidate.unit_name, candidate.pid, object, text, remedy))
+    user_namespace(&namespaces(candidate.pid), candidate.pid, candidate.unit_name)
 }
 
 /// Its first thread has ended, others have not.

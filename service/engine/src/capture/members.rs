@@ -228,11 +228,8 @@ impl Members {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
-            if let Some((text, object, remedy)) = user_namespace(&main.namespaces) {
-                let pid = main.live.pid().as_raw();
-                problems.push(refusal("namespace", &unit.name, pid, object.to_owned(), text, remedy));
-            }
             for member in of_unit() {
+                problems.extend(user_namespace(&member.namespaces, member.live.pid().as_raw(), &unit.name));
                 let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");
                 let remedy =
