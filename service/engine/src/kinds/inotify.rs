@@ -86,18 +86,20 @@ fn unescape(text: &str) -> PathBuf {
     std::ffi::OsString::from_vec(path).into()
 }
 
-/// Looks for a file by its number where the file system gives no handles (overlayfs): nearest to the mount point first, among so many
+/// Looks for a file by its number where the file system gives no handles, or none that can be opened (overlayfs): nearest to the mount point first, among so many
 /// entries that it takes some tens of milliseconds at most.
 fn search(pid: i32, mounts: &[(u64, PathBuf)], line: &InotifyLine) -> Option<PathBuf> {
     use std::os::unix::fs::MetadataExt;
     const MOST: usize = 20_000;
-    if !line.handle.1.is_empty() {
-        return None;
-    }
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     let inside = |path: &std::path::Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let mut seen = 0;
     for (_, point) in mounts.iter().filter(|(dev, _)| *dev == line.sdev) {
+        // Elsewhere a number may be that of several files: btrfs has one device for all its subvolumes.
+        let kind = nix::sys::statfs::statfs(&inside(point)).map(|fs| fs.filesystem_type());
+        if kind != Ok(nix::sys::statfs::OVERLAYFS_SUPER_MAGIC) {
+            continue;
+        }
         let Ok(top) = std::fs::symlink_metadata(inside(point)) else { continue };
         if top.ino() == line.ino {
             return Some(point.clone());
