@@ -44,15 +44,7 @@ static void verify(void)
 {
 	memset(after, 0, sizeof after);
 	describe(after, sizeof after);
-	for (size_t i = 0; i < sizeof before; i++)
-		if (before[i] != after[i]) {
-			size_t line = i;
-			while (line && before[line - 1] != '\n')
-				line--;
-			expect(0, "was '%.*s', is '%.*s'", (int)strcspn(before + line, "\n"), before + line,
-			       (int)strcspn(after + line, "\n"), after + line);
-			return;
-		}
+	expect_same_text(before, after, sizeof before);
 	if (getuid())
 		expect(setuid(0) == -1, "root can be had again");
 }

@@ -522,7 +522,6 @@ static void ask_all(void)
 
 int main(int argc, char **argv)
 {
-	char report[768];
 	victim(argc, argv);
 	if (argc > 6) { /* executed by a child */
 		self = atoi(argv[2]);
@@ -573,13 +572,7 @@ int main(int argc, char **argv)
 			set_generation(generation + 1);
 			break;
 		case SIGUSR1:
-			victim_failure[0] = 0;
-			ask_all();
-			if (victim_failure[0])
-				snprintf(report, sizeof report, "failed %s\n", victim_failure);
-			else
-				snprintf(report, sizeof report, "ok %d %d\n", generation, read_generation());
-			write_file("report", report);
+			report_on(ask_all);
 			break;
 		default:
 			for (int i = 0; i < 64; i++)

@@ -107,10 +107,36 @@ static inline void set_generation(int number)
 	write_file("generation", text);
 }
 
+/* Two texts in buffers of one size are to be the same; tells the first line that differs. */
+static inline void expect_same_text(const char *before, const char *after, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		if (before[i] != after[i]) {
+			size_t line = i;
+			while (line && before[line - 1] != '\n')
+				line--;
+			expect(0, "was '%.*s', is '%.*s'", (int)strcspn(before + line, "\n"), before + line,
+			       (int)strcspn(after + line, "\n"), after + line);
+			return;
+		}
+}
+
+/* Answers SIGUSR1: what verify finds goes to the report. */
+static inline void report_on(void (*verify)(void))
+{
+	char report[1024];
+	victim_failure[0] = 0;
+	verify();
+	if (victim_failure[0])
+		snprintf(report, sizeof report, "failed %s\n", victim_failure);
+	else
+		snprintf(report, sizeof report, "ok %d %d\n", generation, read_generation());
+	write_file("report", report);
+}
+
 /* Waits and answers until SIGTERM. change may be NULL. */
 static inline int serve(void (*change)(void), void (*verify)(void))
 {
-	char report[768];
 	sigset_t asked;
 	sigemptyset(&asked);
 	sigaddset(&asked, SIGUSR1);
@@ -128,13 +154,7 @@ static inline int serve(void (*change)(void), void (*verify)(void))
 			set_generation(generation + 1);
 			break;
 		case SIGUSR1:
-			victim_failure[0] = 0;
-			verify();
-			if (victim_failure[0])
-				snprintf(report, sizeof report, "failed %s\n", victim_failure);
-			else
-				snprintf(report, sizeof report, "ok %d %d\n", generation, read_generation());
-			write_file("report", report);
+			report_on(verify);
 			break;
 		default:
 			break; /* EINTR: a stop and a continue */

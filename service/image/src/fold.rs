@@ -20,7 +20,7 @@ use crate::pages::header_block;
 use crate::reader::Pages;
 use crate::{
     Container, ContainerIndex, Digest, Extent, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex,
-    PagesSummary, Result,
+    PagesSummary, Result, Store,
 };
 
 /// Shares `len` bytes of a file at an offset with another file at an offset (FICLONERANGE, ioctl_ficlonerange(2)), all of them page-aligned;
@@ -61,8 +61,7 @@ fn fold_by(
     let images =
         dirs.iter().zip(sums).map(|(dir, sums)| Pages::open(dir, sums)).collect::<Result<Vec<_>>>()?;
     let live = live(&merged);
-    let spans = merged.values().flat_map(|one| &one.spans);
-    let stored = spans.filter(|span| span.extent.blocks().is_some()).map(|span| span.extent.count).sum();
+    let stored = stored_pages(&merged);
     let path = into.join(PAGES_FILE);
     let mut out = create(&path)?;
     let header = header_block();
@@ -127,6 +126,29 @@ fn live(merged: &BTreeMap<Container, Merged>) -> Vec<Range> {
         }
     }
     live
+}
+
+/// The pages that the merged image has in its file, each once however many containers show it (as those of a fork do).
+fn stored_pages(merged: &BTreeMap<Container, Merged>) -> u64 {
+    let spans = merged.values().flat_map(|one| &one.spans);
+    // Raw pages lie one a block; packed ones are numbered within their chunk, which block 0 never is.
+    let mut stored: Vec<(usize, u64, u64, u64)> = spans
+        .filter_map(|span| match span.extent.store {
+            Store::Raw { block } => Some((span.image, 0, block, span.extent.count)),
+            Store::Packed(chunk) => Some((span.image, chunk.block, u64::from(chunk.skip), span.extent.count)),
+            Store::Zero | Store::Parent => None,
+        })
+        .collect();
+    stored.sort_unstable();
+    let mut last = (0, 0, 0);
+    let mut pages = 0;
+    for (image, chunk, first, count) in stored {
+        let counted = if (last.0, last.1) == (image, chunk) { last.2 } else { 0 };
+        let end = first + count;
+        pages += end.saturating_sub(first.max(counted));
+        last = (image, chunk, counted.max(end));
+    }
+    pages
 }
 
 /// Which blocks come along, and where to.

@@ -73,6 +73,14 @@ impl AddrRange {
         self.len() == 0
     }
 
+    /// Appends the range to an ascending list, joined to its last one where they touch.
+    pub fn append_to(self, list: &mut Vec<Self>) {
+        match list.last_mut() {
+            Some(last) if last.end == self.start => last.end = self.end,
+            _ => list.push(self),
+        }
+    }
+
     /// Whether `addr` lies in the range.
     #[must_use]
     pub const fn contains(&self, addr: VirtAddr) -> bool {

@@ -283,15 +283,10 @@ fn look_at_thread(pid: Pid, tid: Pid) -> Option<(u32, bool)> {
     Some((inner.parse().ok()?, matches!(task::parse_status(&text).state, 'R' | 'D')))
 }
 
-/// When this process started, in clock ticks since boot (field 22 of proc_pid_stat(5)); 0 if it cannot be read.
+/// When this process started; 0 if it cannot be read.
 fn own_start() -> u64 {
     static START: OnceLock<u64> = OnceLock::new();
-    *START.get_or_init(|| {
-        let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        // The name in field 2 may hold anything, the last parenthesis ends it.
-        let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().nth(19));
-        fields.flatten().and_then(|start| start.parse().ok()).unwrap_or(0)
-    })
+    *START.get_or_init(|| task::start_time(Pid::this()).unwrap_or(0))
 }
 
 /// The device, as /proc/PID/maps shows it, that every memfd is on: the kernel's internal tmpfs.

@@ -119,9 +119,9 @@ impl Pagemap {
             |guards| Masks::of(wanted).with_guards(guards),
             |region, parts| {
                 if region.categories & GUARD != 0 {
-                    push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
+                    region_range(region).append_to(&mut found.guards);
                 } else {
-                    parts.iter().for_each(|part| push(&mut found.pages, part.start, part.end));
+                    parts.iter().for_each(|part| part.append_to(&mut found.pages));
                 }
             },
         )
@@ -135,14 +135,14 @@ impl Pagemap {
         };
         self.walk(range, masks, |region, parts| {
             if region.categories & GUARD != 0 {
-                push(&mut found.guards, VirtAddr(region.start), VirtAddr(region.end));
+                region_range(region).append_to(&mut found.guards);
                 return;
             }
             let watched = region.categories & WATCHED != 0;
             found.unwatched |= !watched && !parts.is_empty();
             let clean = watched && region.categories & WRITTEN == 0;
             let list = if clean { &mut found.clean } else { &mut found.written };
-            parts.iter().for_each(|part| push(list, part.start, part.end));
+            parts.iter().for_each(|part| part.append_to(list));
         })
     }
 
@@ -158,7 +158,7 @@ impl Pagemap {
             let masks = Masks::of(wanted).without_guards(guards);
             Masks { flags: PROTECT, all: WRITTEN, ..masks }
         };
-        self.walk(range, masks, |_, parts| parts.iter().for_each(|part| push(written, part.start, part.end)))
+        self.walk(range, masks, |_, parts| parts.iter().for_each(|part| part.append_to(written)))
     }
 
     /// The same as [`Pagemap::tracked`] for /proc/PID/clear_refs: bit 55 of a page's entry is set by the first write after it.
@@ -169,7 +169,7 @@ impl Pagemap {
         for pages in own.pages {
             self.entries(pages, |at, entry| {
                 let list = if entry >> 55 & 1 == 0 { &mut found.clean } else { &mut found.written };
-                push(list, at, at.add(PAGE));
+                AddrRange::new(at, PAGE).append_to(list);
             })?;
         }
         Ok(())
@@ -198,7 +198,7 @@ impl Pagemap {
             };
             for at in 0..count {
                 let region = self.buffer[at];
-                let whole = AddrRange { start: VirtAddr(region.start), end: VirtAddr(region.end) };
+                let whole = region_range(&region);
                 match region.categories & SWAPPED {
                     0 => each(&region, &[whole]),
                     _ => each(&region, &self.without_marks(whole)?),
@@ -221,7 +221,7 @@ impl Pagemap {
         self.entries(range, |at, entry| {
             let (present, swapped) = (entry >> 63 != 0, entry >> 62 & 1 != 0);
             if present || swapped && entry & 31 != MARK {
-                push(&mut pages, at, at.add(PAGE));
+                AddrRange::new(at, PAGE).append_to(&mut pages);
             }
         })?;
         Ok(pages)
@@ -270,6 +270,11 @@ impl Pagemap {
     }
 }
 
+/// Where a region lies.
+fn region_range(region: &raw::page_region) -> AddrRange {
+    AddrRange { start: VirtAddr(region.start), end: VirtAddr(region.end) }
+}
+
 /// Whether this kernel tells soft-dirty pages (CONFIG_MEM_SOFT_DIRTY): a page just written has the bit, and has lost it after
 /// `clear_refs`. Tried on ourselves, which only makes our own next writes a little slower.
 pub fn probe_soft_dirty() -> Result<bool> {
@@ -294,14 +299,6 @@ pub fn probe_soft_dirty() -> Result<bool> {
 pub fn clear_soft_dirty(pid: Pid) -> Result<()> {
     let path = format!("/proc/{pid}/clear_refs");
     std::fs::write(&path, "4").map_err(|e| Error::io("write", path, &e))
-}
-
-/// Appends a range, joined to the last one where they touch (categories differ, or a batch ended there).
-fn push(found: &mut Vec<AddrRange>, start: VirtAddr, end: VirtAddr) {
-    match found.last_mut() {
-        Some(last) if last.end == start => last.end = end,
-        _ => found.push(AddrRange { start, end }),
-    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,22 @@ pub fn threads(pid: Pid) -> Result<Vec<Pid>> {
     Ok(tids)
 }
 
+/// When a process began, in clock ticks since boot (field 22 of proc_pid_stat(5)): with its id, what it is.
+///
+/// Errors: Io where it is gone, Parse.
+pub fn start_time(pid: Pid) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    parse_start_time(&stat).ok_or_else(|| Error::Parse { path: path.into(), what: "no start time".into() })
+}
+
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    // The name in field 2 may hold anything, the last parenthesis ends it.
+    let name_ends = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields = std::str::from_utf8(&stat[name_ends + 1..]).ok()?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// What kcmp(2) compares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shared {

@@ -6,6 +6,7 @@ use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord}
 use nix::sys::stat::stat;
 
 use super::member::refusal;
+use super::text;
 use crate::api::{Problem, Severity};
 
 /// The unit a cgroup lies in: the longest that it is or is below, and what is left.
@@ -66,12 +67,14 @@ pub(super) fn user_namespace(of: &NamespaceRecord, pid: i32, unit: &str) -> Opti
     Some(Problem { severity: Severity::Warning, ..refusal("namespace", unit, pid, object, text, remedy) })
 }
 
-/// Whether a process has no capability, and no exec can give it one (proc_pid_status(5)).
+/// Whether a process has no capability, and no exec can give it one.
 fn is_powerless(status: &str) -> bool {
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let none = |name: &str| field(name).is_some_and(|set| u64::from_str_radix(set, 16) == Ok(0));
-    ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"].into_iter().all(none)
-        && (field("NoNewPrivs:") == Some("1") || none("CapBnd:"))
+    let of = text::parse_status(status);
+    let [inheritable, permitted, effective, bounding, ambient] = of.credentials.caps;
+    // One that is gone tells nothing.
+    !status.is_empty()
+        && [inheritable, permitted, effective, ambient] == [0; 4]
+        && (of.no_new_privs || bounding == 0)
 }
 
 /// Whether ids mean the same inside and outside (user_namespaces(7)): lines of first inside, first outside, count.

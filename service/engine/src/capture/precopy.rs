@@ -45,6 +45,15 @@ pub struct Early {
     pub copied: PageSet,
 }
 
+impl Early {
+    /// Pages were armed, and what was copied of them before may be old now.
+    fn arm(&mut self, range: AddrRange) {
+        let (first, count) = (range.start.0 / PAGE, range.len() / PAGE);
+        self.armed.insert(first, count);
+        self.copied.remove(first, count);
+    }
+}
+
 /// The image as far as it was written while the group ran.
 #[derive(Debug)]
 pub struct Precopy {
@@ -172,15 +181,11 @@ impl Line<'_> {
                 Ok(None) => return Ok(()),
                 // It is gone meanwhile, or was changed; what of it was armed nobody knows: the window copies it.
                 Err(_) => {
-                    early.armed.insert(mapping.range.start.0 / PAGE, mapping.range.len() / PAGE);
-                    early.copied.remove(mapping.range.start.0 / PAGE, mapping.range.len() / PAGE);
+                    early.arm(mapping.range);
                     continue;
                 }
             };
-            for range in &written {
-                early.armed.insert(range.start.0 / PAGE, range.len() / PAGE);
-                early.copied.remove(range.start.0 / PAGE, range.len() / PAGE);
-            }
+            written.iter().for_each(|range| early.arm(*range));
             self.copy(pid, &written, early)?;
         }
         Ok(())

@@ -80,22 +80,21 @@ impl Capture {
     }
 
     /// Bytes that members have which the chain does not watch, shared memory not counted.
-    pub fn unwatched(&self, chain: &Chain) -> u64 {
-        let watched: HashSet<i32> = chain
-            .spaces
-            .iter()
-            .filter(|(_, space)| space.watch.is_some())
-            .map(|(key, _)| key.pid())
-            .collect();
-        let own = self.plan.own_bytes().iter();
-        own.filter(|(pid, _)| !watched.contains(pid)).map(|(_, bytes)| bytes).sum()
+    fn unwatched(&self, chain: &Chain) -> u64 {
+        self.own_bytes_besides(
+            chain.spaces.iter().filter(|(_, space)| space.watch.is_some()).map(|(key, _)| key),
+        )
     }
 
     /// Bytes of members that nobody has tried to watch yet, shared memory not counted.
     pub fn untried(&self, chain: &Chain) -> u64 {
-        let tried: HashSet<i32> = chain.spaces.keys().map(|key| key.pid()).collect();
+        self.own_bytes_besides(chain.spaces.keys())
+    }
+
+    fn own_bytes_besides<'k>(&self, spaces: impl Iterator<Item = &'k SpaceKey>) -> u64 {
+        let known: HashSet<i32> = spaces.map(SpaceKey::pid).collect();
         let own = self.plan.own_bytes().iter();
-        own.filter(|(pid, _)| !tried.contains(pid)).map(|(_, bytes)| bytes).sum()
+        own.filter(|(pid, _)| !known.contains(pid)).map(|(_, bytes)| bytes).sum()
     }
 
     /// Takes the memory that the copy in the window will need, and looks at the mappings once more: the last before the window.

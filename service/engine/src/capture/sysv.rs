@@ -8,8 +8,10 @@ use std::os::unix::fs::MetadataExt;
 
 use ckpt_image::records::{SemaphoreSetRecord, SysvRecord, UnitIndex};
 use ckpt_sys::semaphores::{SemaphoreSet, sets};
+use ckpt_sys::task;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
 
 use super::member::refusal;
 use crate::api::Problem;
@@ -81,23 +83,13 @@ fn semaphores(unit: UnitIndex, set: SemaphoreSet) -> SemaphoreSetRecord {
 }
 
 /// The queues that threads of members are about to send to or wait for, which the kernel notes only when it has happened: the first
-/// argument of their system call (proc_pid_syscall(5)).
+/// argument of msgsnd(2) and msgrcv(2).
 fn waited_for(members: &[(UnitIndex, i32)]) -> HashSet<i32> {
-    let tasks = members.iter().filter_map(|(_, pid)| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
-    let calls = tasks
-        .flatten()
-        .flatten()
-        .filter_map(|task| std::fs::read_to_string(task.path().join("syscall")).ok());
-    calls.filter_map(|call| queue_of(&call)).collect()
-}
-
-/// The queue of a line of /proc/PID/syscall: `number 0xargument …`, if the call is msgsnd(2) or msgrcv(2).
-fn queue_of(call: &str) -> Option<i32> {
-    let mut words = call.split_ascii_whitespace();
-    let number: libc::c_long = words.next()?.parse().ok()?;
-    let first = words.next()?.strip_prefix("0x")?;
-    let is_it = [libc::SYS_msgsnd, libc::SYS_msgrcv].contains(&number);
-    i32::from_str_radix(first, 16).ok().filter(|_| is_it)
+    let threads = members.iter().filter_map(|(_, pid)| task::threads(Pid::from_raw(*pid)).ok()).flatten();
+    let queue_of = |(number, arguments): (i64, [u64; 6])| {
+        [libc::SYS_msgsnd, libc::SYS_msgrcv].contains(&number).then(|| i32::try_from(arguments[0]).ok())
+    };
+    threads.filter_map(|tid| queue_of(task::blocked_in(tid)?)?).collect()
 }
 
 /// Id and last users of each line of /proc/sysvipc/msg: key msqid perms cbytes qnum lspid lrpid …
@@ -138,13 +130,6 @@ fn enter(pid: i32) -> Result<Namespace, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_thread_that_waits_for_a_queue_tells_which() {
-        assert_eq!(queue_of("70 0x1f 0x7ffd 0x40 0x0 0x0 0x0 0x7ffc 0x7f01\n"), Some(31));
-        assert_eq!(queue_of("0 0x3 0x7ffd 0x40 0x0 0x0 0x0 0x7ffc 0x7f01\n"), None);
-        assert_eq!(queue_of("running\n"), None);
-    }
 
     #[test]
     fn lists_are_read() {

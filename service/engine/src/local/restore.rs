@@ -96,14 +96,21 @@ fn taken(
 
 /// What the journal is told where process ids were taken.
 fn own_pids((pid, name): &(i32, String)) -> Problem {
+    let text = "a process id of the group is in use: the members live in a PID namespace of their own";
+    let warning = warning("pid-taken", text.into(), "nothing: they know each other by their old ids");
+    Problem { pid: *pid, object: name.clone(), ..warning }
+}
+
+/// Something that a restore could not do as it should, which concerns no unit alone.
+fn warning(code: &str, text: String, remedy: &str) -> Problem {
     Problem {
-        code: "pid-taken".into(),
+        code: code.into(),
         severity: Severity::Warning,
         unit: String::new(),
-        pid: *pid,
-        object: name.clone(),
-        text: "a process id of the group is in use: the members live in a PID namespace of their own".into(),
-        remedy: "nothing: they know each other by their old ids".into(),
+        pid: 0,
+        object: String::new(),
+        text,
+        remedy: remedy.into(),
     }
 }
 
@@ -118,15 +125,7 @@ fn adopt(engine: &LocalEngine, group: &Group, units: &[String], rebuilt: Report)
 
 /// Something that did not come back as it was, for the journal.
 fn not_quite(text: &str) -> Problem {
-    Problem {
-        code: "not-quite-restored".into(),
-        severity: Severity::Warning,
-        unit: String::new(),
-        pid: 0,
-        object: String::new(),
-        text: text.into(),
-        remedy: "nothing: the rest is as it was".into(),
-    }
+    warning("not-quite-restored", text.into(), "nothing: the rest is as it was")
 }
 
 /// Everything that can be looked at before anything is stopped. Gives the image and the bytes of its pages.
@@ -172,17 +171,10 @@ fn lazily(engine: &LocalEngine, group: &Group, request: &RestoreRequest, bytes: 
 
 /// Why a restore was not lazy that could have been.
 fn not_lazy(error: &Error) -> Problem {
-    Problem {
-        code: "not-lazy".into(),
-        severity: Severity::Warning,
-        unit: String::new(),
-        pid: 0,
-        object: String::new(),
-        text: format!(
-            "all memory is read before the group runs, since its helpers have no place of their own: {error}"
-        ),
-        remedy: "nothing: the restore only takes longer".into(),
-    }
+    let text = format!(
+        "all memory is read before the group runs, since its helpers have no place of their own: {error}"
+    );
+    warning("not-lazy", text, "nothing: the restore only takes longer")
 }
 
 fn rebuild(

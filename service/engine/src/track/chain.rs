@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ckpt_image::records::SpaceId;
 use ckpt_image::{Container, PAGE_SIZE};
-use ckpt_sys::{Error as SysError, VirtAddr, remote};
+use ckpt_sys::{Error as SysError, VirtAddr, remote, task};
 use nix::unistd::Pid;
 use twox_hash::XxHash3_128;
 use ulid::Ulid;
@@ -22,7 +22,6 @@ use super::{Tracker, Watch};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct SpaceKey {
     pid: i32,
-    /// Field 22 of /proc/PID/stat.
     start_time: u64,
     /// Made anew by every exec: addresses, and the 16 random bytes that AT_RANDOM points to (getauxval(3)).
     auxv: Vec<u8>,
@@ -33,17 +32,9 @@ impl SpaceKey {
     /// That of a process as it is now. Errors: it is gone.
     pub fn of(pid: Pid) -> Result<Self, SysError> {
         const AT_RANDOM: u64 = 25;
-        let read = |file: &str| {
-            let path = format!("/proc/{pid}/{file}");
-            std::fs::read(&path).map_err(|e| SysError::io("read", path, &e))
-        };
-        let (stat, auxv) = (read("stat")?, read("auxv")?);
-        let behind = stat.iter().rposition(|byte| *byte == b')').map_or(&stat[..], |at| &stat[at + 1..]);
-        let field = behind.split(|byte| *byte == b' ').nth(20);
-        let start_time =
-            field.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).ok_or_else(|| {
-                SysError::Parse { path: format!("/proc/{pid}/stat").into(), what: "no start time".into() }
-            })?;
+        let start_time = task::start_time(pid)?;
+        let path = format!("/proc/{pid}/auxv");
+        let auxv = std::fs::read(&path).map_err(|e| SysError::io("read", path, &e))?;
         let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
         let at =
             auxv.chunks_exact(16).find(|pair| word(&pair[..8]) == AT_RANDOM).map(|pair| word(&pair[8..]));
@@ -93,19 +84,37 @@ pub struct Chain {
     pub spaces: HashMap<SpaceKey, WatchedSpace>,
     /// Its shared objects and unlinked files.
     pub contents: HashMap<Identity, ContentHashes>,
-    /// Of the hashes; nobody outside can make two pages collide on purpose without it.
-    seed: u64,
+    hasher: PageHasher,
 }
 
 impl Chain {
     /// One without a checkpoint yet.
     pub fn new(tracker: Arc<dyn Tracker>) -> Self {
-        let seed = RandomState::new().hash_one(0);
-        Self { tracker, parent: None, spaces: HashMap::new(), contents: HashMap::new(), seed }
+        let hasher = PageHasher::new();
+        Self { tracker, parent: None, spaces: HashMap::new(), contents: HashMap::new(), hasher }
     }
 
     /// The hash of one page.
     pub fn hash(&self, page: &[u8]) -> u128 {
+        self.hasher.hash(page)
+    }
+}
+
+/// Hashes pages, to see whether they are what they were.
+#[derive(Debug, Clone, Copy)]
+pub struct PageHasher {
+    /// Secret: nobody outside can make two pages collide on purpose without it.
+    seed: u64,
+}
+
+impl PageHasher {
+    /// One with a seed of its own.
+    pub(super) fn new() -> Self {
+        Self { seed: RandomState::new().hash_one(0) }
+    }
+
+    /// The hash of one page.
+    pub fn hash(self, page: &[u8]) -> u128 {
         debug_assert_eq!(page.len() as u64, PAGE_SIZE);
         XxHash3_128::oneshot_with_seed(self.seed, page)
     }

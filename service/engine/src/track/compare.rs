@@ -4,7 +4,6 @@
 //! mapping in between.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 
 use ckpt_image::Tracker as Kind;
 use ckpt_sys::gather::gather;
@@ -12,11 +11,10 @@ use ckpt_sys::inject::Live;
 use ckpt_sys::maps::Mapping;
 use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
-use ckpt_sys::{AddrRange, Error as SysError, VirtAddr};
+use ckpt_sys::{AddrRange, Error as SysError};
 use nix::unistd::Pid;
-use twox_hash::XxHash3_128;
 
-use super::{Tracker, Watch};
+use super::{PageHasher, Tracker, Watch};
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
 /// Bytes read at a time.
@@ -25,12 +23,12 @@ const CHUNK: u64 = 1 << 20;
 /// The tracker.
 #[derive(Debug)]
 pub(super) struct Compare {
-    seed: u64,
+    hasher: PageHasher,
 }
 
 impl Compare {
     pub(super) fn new() -> Self {
-        Self { seed: RandomState::new().hash_one(0) }
+        Self { hasher: PageHasher::new() }
     }
 }
 
@@ -40,15 +38,23 @@ impl Tracker for Compare {
     }
 
     fn watch(&self, live: &mut Live, _: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
-        let (known, next) = (HashMap::new(), HashMap::new());
-        Ok(Some(Box::new(Space { pid: live.pid(), seed: self.seed, known, next, bytes: Vec::new() })))
+        Ok(Some(Box::new(Space {
+            pid: live.pid(),
+            hasher: self.hasher,
+            pagemap: None,
+            known: HashMap::new(),
+            next: HashMap::new(),
+            bytes: Vec::new(),
+        })))
     }
 }
 
 /// One address space: a hash of each page as it was stored.
 struct Space {
     pid: Pid,
-    seed: u64,
+    hasher: PageHasher,
+    /// Open in the window.
+    pagemap: Option<Pagemap>,
     known: HashMap<u64, u128>,
     next: HashMap<u64, u128>,
     bytes: Vec<u8>,
@@ -66,10 +72,11 @@ impl Space {
         gather(self.pid, &[range], &mut self.bytes)?;
         for (n, bytes) in self.bytes.chunks_exact(PAGE as usize).enumerate() {
             let at = range.start.add(n as u64 * PAGE);
-            let hash = XxHash3_128::oneshot_with_seed(self.seed, bytes);
+            let hash = self.hasher.hash(bytes);
             let same = self.known.get(&at.0) == Some(&hash);
             self.next.insert(at.0, hash);
-            push(if same { &mut found.clean } else { &mut found.written }, at);
+            let list = if same { &mut found.clean } else { &mut found.written };
+            AddrRange::new(at, PAGE).append_to(list);
         }
         Ok(())
     }
@@ -78,7 +85,11 @@ impl Space {
 impl Watch for Space {
     fn take(&mut self, mapping: &Mapping, wanted: Wanted, found: &mut Tracked) -> Result<(), SysError> {
         let mut own = Found::default();
-        Pagemap::open(self.pid)?.scan(mapping.range, wanted, &mut own)?;
+        let pagemap = match &mut self.pagemap {
+            Some(pagemap) => pagemap,
+            none => none.insert(Pagemap::open(self.pid)?),
+        };
+        pagemap.scan(mapping.range, wanted, &mut own)?;
         found.guards.append(&mut own.guards);
         for pages in own.pages {
             let mut start = pages.start;
@@ -93,14 +104,8 @@ impl Watch for Space {
 
     fn settle(&mut self, _: &mut Live, _: Deadline) -> Result<(), SysError> {
         self.known = std::mem::take(&mut self.next);
+        self.pagemap = None;
         self.bytes = Vec::new();
         Ok(())
-    }
-}
-
-fn push(list: &mut Vec<AddrRange>, at: VirtAddr) {
-    match list.last_mut() {
-        Some(last) if last.end == at => last.end = at.add(PAGE),
-        _ => list.push(AddrRange::new(at, PAGE)),
     }
 }

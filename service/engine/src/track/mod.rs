@@ -31,6 +31,7 @@ use ckpt_sys::{AddrRange, Error as SysError};
 use crate::config::TrackerChoice;
 use crate::error::Error;
 
+use chain::PageHasher;
 pub use chain::{Chain, ContentHashes, Identity, SpaceKey, WatchedSpace};
 pub use pageset::PageSet;
 pub use watched::{Watched, is_watched};

@@ -176,10 +176,7 @@ fn clean(table: &[(Protected, Vec<u8>)], maps: &[Mapping]) -> Vec<AddrRange> {
 fn add_closed(range: &Protected, states: &[u8], pages: std::ops::Range<usize>, clean: &mut Vec<AddrRange>) {
     for page in pages.filter(|page| states[*page] == CLOSED) {
         let start = VirtAddr(range.start + page as u64 * PAGE);
-        match clean.last_mut() {
-            Some(last) if last.end == start => last.end = start.add(PAGE),
-            _ => clean.push(AddrRange::new(start, PAGE)),
-        }
+        AddrRange::new(start, PAGE).append_to(clean);
     }
 }
 

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+use ckpt_sys::task;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::rebuild::Failure;
@@ -89,10 +91,9 @@ impl AsFd for Mark {
     }
 }
 
-/// When a process began (/proc/PID/stat, field 22); `None` if it is gone.
+/// When a process began; `None` if it is gone.
 fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    task::start_time(Pid::from_raw(pid)).ok()
 }
 
 /// What a mark that was found tells.
