@@ -103,9 +103,9 @@ const QUIET: [u64; 8] = {
         (436, 440),
         (442, 442),
         (444, 446),
-        (448, 450),
+        (448, 448),
+        (450, 450),
         (452, 452),
-        (454, 455),
     ];
     let mut n = 0;
     while n < list.len() {
@@ -202,6 +202,7 @@ fn outputs(number: i64) -> Option<&'static [Out]> {
         315 => &[Length(1, 2)],
         332 => &[Fixed(4, 256)],
         451 => &[Fixed(2, 40)],
+        454 | 455 => &[Fixed(0, 4)],
         _ => return None,
     })
 }
@@ -211,7 +212,7 @@ pub fn pin(number: i64, args: &[usize; 6], pins: &Pins) -> bool {
     if number == libc::SYS_ioctl {
         return ioctl(args, pins);
     }
-    if number == libc::SYS_futex && is_plain_futex(args[1]) {
+    if number == libc::SYS_futex && is_private_look(args[1]) {
         return true;
     }
     let Some(outputs) = outputs(number) else { return false };
@@ -221,9 +222,11 @@ pub fn pin(number: i64, args: &[usize; 6], pins: &Pins) -> bool {
     true
 }
 
-/// Whether a futex(2) operation only reads: waiting and waking.
-fn is_plain_futex(operation: usize) -> bool {
-    matches!(operation & 0x7f, 0 | 1 | 3 | 4 | 9 | 10)
+/// Whether a futex(2) operation only reads: waiting and waking among the threads of the process. One that may be shared with other
+/// processes looks for the page behind the word, and takes private memory that cannot be written for a mistake (EFAULT).
+fn is_private_look(operation: usize) -> bool {
+    const PRIVATE: usize = libc::FUTEX_PRIVATE_FLAG as usize;
+    operation & PRIVATE != 0 && matches!(operation & 0x7f, 0 | 1 | 3 | 4 | 9 | 10)
 }
 
 fn one(out: Out, args: &[usize; 6], pins: &Pins) {
