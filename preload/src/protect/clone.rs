@@ -1,5 +1,5 @@
 //! New threads and processes: each enters dispatching before it does anything of its own.
-use super::{CONTROL, Context, RAX, RSP, getpid, gettid, mine, pass, reserve, signals, table};
+use super::{CONTROL, Context, RAX, RSP, getpid, gettid, mine, pass, pins::Pins, reserve, signals, table};
 use crate::thread;
 use ckpt_wire::protect::{DISPATCH, Dispatch, FREE, OURS};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -67,32 +67,38 @@ impl Wanted {
         }
     }
 
-    /// What the kernel writes, at once or when the thread ends, is the kernel's from here on.
-    fn release(&self) {
-        let _lock = table::lock(true);
-        for (flag, at) in [
-            (libc::CLONE_PARENT_SETTID, self.parent_tid),
-            (libc::CLONE_PIDFD, self.pidfd),
-            (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID, self.child_tid),
-        ] {
-            if self.has(flag) {
-                table::release(at, at.saturating_add(4));
-            }
-        }
-        if self.has(libc::CLONE_SETTLS) {
-            table::release(self.tls.saturating_sub(table::PAGE), self.tls.saturating_add(2 * table::PAGE));
-        }
+    /// What the kernel and the child write before they can be asked; nothing where start and end are the same.
+    fn places(&self) -> [(u64, u64); 5] {
+        let if_asked = |flag, at: u64| if self.has(flag) { (at, at.saturating_add(4)) } else { (0, 0) };
+        let tls = (self.tls.saturating_sub(table::PAGE), self.tls.saturating_add(2 * table::PAGE));
         let (low, high) = self.stack;
-        if high != 0 {
-            let walk = || {
-                let limit = high.saturating_sub(STACK);
-                let mut at = high;
-                while at > limit && table::state(at - 1).is_some() {
-                    at -= table::PAGE;
-                }
-                at
-            };
-            table::release(low.unwrap_or_else(walk), high);
+        let walk = || {
+            let limit = high.saturating_sub(STACK);
+            let mut at = high;
+            while at > limit && table::state(at - 1).is_some() {
+                at -= table::PAGE;
+            }
+            at
+        };
+        [
+            (if high == 0 { 0 } else { low.unwrap_or_else(walk) }, high),
+            if self.has(libc::CLONE_SETTLS) { tls } else { (0, 0) },
+            if_asked(libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID, self.child_tid),
+            if_asked(libc::CLONE_PARENT_SETTID, self.parent_tid),
+            if_asked(libc::CLONE_PIDFD, self.pidfd),
+        ]
+    }
+
+    /// What is written at once or when the thread ends is the kernel's from here on, and pinned, so that a checkpoint before the
+    /// child is there does not close it again.
+    fn release(&self, pins: &Pins) {
+        let places = self.places();
+        for (start, end) in places {
+            pins.add(start as usize, (end - start) as usize);
+        }
+        let _lock = table::lock(true);
+        for (start, end) in places {
+            table::release(start, end);
         }
     }
 }
@@ -111,11 +117,12 @@ pub fn call(number: i64, args: &[usize; 6], context: &mut Context) -> Option<isi
     }
     let slot = if !shares || waits { mine()? } else { reserve()? };
     super::block();
-    wanted.release();
+    let pins = Pins::begin(context);
+    wanted.release(&pins);
     let wish = slot.wish.load(Relaxed);
     let tag = if waits { BORROWED } else { 0 } | if wanted.flags & CLEAR_SIGHAND != 0 { CLEARED } else { 0 };
     // The table that a child inherits must be that of the memory that it inherits.
-    let _lock = (!shares && !waits).then(|| table::lock(true));
+    let _lock = (!shares && !waits).then(table::lock_for_a_fork);
     let result = if wanted.stack.1 == 0 {
         // SAFETY: the application's own call; a child of its own memory returns here as its maker does.
         let result = unsafe { pass::raw(number, *args) };
@@ -211,7 +218,6 @@ fn in_new_process(slot: &'static Dispatch, cleared: bool) {
     for other in &CONTROL.threads {
         other.thread.store(0, Relaxed);
     }
-    slot.holding.store(0, Relaxed);
     slot.thread.store(gettid(), Relaxed);
     if cleared {
         install();

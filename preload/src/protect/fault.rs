@@ -46,7 +46,7 @@ fn answered(info: &Info, context: &mut Context) -> bool {
         return false;
     }
     let slot = mine();
-    if slot.is_some_and(|slot| slot.holding.load(Relaxed) != 0) {
+    if slot.is_some_and(table::is_held_by) {
         return table::unprotect_page(info.address);
     }
     let state = table::state(info.address);

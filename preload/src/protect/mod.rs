@@ -107,7 +107,6 @@ fn reserve() -> Option<&'static Dispatch> {
     slot.index.store(index as u32, Relaxed);
     slot.selector.store(PASS, Relaxed);
     slot.all.store(0, Relaxed);
-    slot.holding.store(0, Relaxed);
     slot.frame.store(0, Relaxed);
     Some(slot)
 }

@@ -1,6 +1,6 @@
 //! The table of protected ranges: which pages are closed, and opening them.
 use super::{CONTROL, mine, pass};
-use ckpt_wire::protect::{CLOSED, FREE, GONE, HELD, OPENED, Protected};
+use ckpt_wire::protect::{CLOSED, Dispatch, FOR_A_FORK, FREE, GONE, HELD, OPENED, Protected};
 use core::sync::atomic::{
     AtomicU8,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
@@ -28,9 +28,25 @@ const NAPS: u32 = 60;
 /// Takes the lock. `masked`: all signals are blocked already. A child of vfork(2) goes on without it when it waits in vain: a
 /// checkpoint may have stopped the threads of its parent, of which one has it, and waits for the child.
 pub fn lock(masked: bool) -> Lock {
+    lock_as(masked, 0)
+}
+
+/// Takes the lock, all signals being blocked, so that a child gets the table of the memory that it gets. A checkpoint does not wait for
+/// it: what is told is right, and a child that came into being after all threads were stopped would run on.
+pub fn lock_for_a_fork() -> Lock {
+    lock_as(true, FOR_A_FORK)
+}
+
+/// Whether the thread of a slot has the lock.
+pub fn is_held_by(slot: &Dispatch) -> bool {
+    CONTROL.lock.load(Relaxed) & !FOR_A_FORK == slot.index.load(Relaxed) + 1
+}
+
+fn lock_as(masked: bool, flag: u32) -> Lock {
+    let owner = mine().map_or(HELD, |slot| slot.index.load(Relaxed) + 1) | flag;
     let mask = (!masked).then(super::block);
     let mut turns = 0u32;
-    while CONTROL.lock.compare_exchange(FREE, HELD, SeqCst, Relaxed).is_err() {
+    while CONTROL.lock.compare_exchange(FREE, owner, SeqCst, Relaxed).is_err() {
         turns += 1;
         if turns > LOOKS + NAPS && super::clone::is_borrower() {
             return Lock { mask, held: false };
@@ -42,18 +58,12 @@ pub fn lock(masked: bool) -> Lock {
         }
         core::hint::spin_loop();
     }
-    if let Some(slot) = mine() {
-        slot.holding.store(1, SeqCst);
-    }
     Lock { mask, held: true }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         if self.held {
-            if let Some(slot) = mine() {
-                slot.holding.store(0, SeqCst);
-            }
             CONTROL.lock.store(FREE, SeqCst);
         }
         if let Some(mask) = self.mask {

@@ -9,7 +9,7 @@
 //!     56   state · lock · ranges · count · extent · made · splits · stacks
 //!    112   actions: SIGSEGV, SIGSYS (handler, flags, restorer, mask of each)
 //!    176   masked: signals whose mask of blocked signals has SIGSEGV, SIGSYS
-//!    256   slot 0, 128 bytes: selector · wish · all · holding · index · thread · frame · pins · again
+//!    256   slot 0, 128 bytes: selector · wish · all · – · index · thread · frame · pins · again
 //!    384   slot 1 …                                                                             one slot a thread
 //!
 //!  the table, at `ranges`:
@@ -22,7 +22,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 /// The first eight bytes of a control block: `ckptprot`.
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"ckptprot");
 /// The version of the control block.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 /// How many threads a member may have to be tracked.
 pub const CONTROL_SLOTS: usize = 1024;
 
@@ -44,8 +44,10 @@ pub const ON: u32 = 2;
 
 /// Nobody changes what is mapped or protected, or the table.
 pub const FREE: u32 = 0;
-/// A thread does.
-pub const HELD: u32 = 1;
+/// A thread without a slot does; one with a slot is told by the slot's index and 1.
+pub const HELD: u32 = FOR_A_FORK - 1;
+/// Beside whose the lock is: nothing is in the midst of a change, a copy of the memory is to find it so.
+pub const FOR_A_FORK: u32 = 1 << 31;
 
 /// The owner of a slot whose thread is being made.
 pub const RESERVED: u32 = u32::MAX;
@@ -70,8 +72,7 @@ pub struct Dispatch {
     pub wish: AtomicU8,
     /// A call is in progress of which nobody knows what it writes: nothing may be protected.
     pub all: AtomicU8,
-    /// The thread has the lock.
-    pub holding: AtomicU8,
+    _gap: AtomicU8,
     /// The slot's place among the slots.
     pub index: AtomicU32,
     /// The thread's id in its own PID namespace; 0: the slot is free.
@@ -105,7 +106,7 @@ pub struct Control {
     pub text_len: AtomicU64,
     /// [`INSTALLED`] and [`ON`].
     pub state: AtomicU32,
-    /// [`FREE`] or [`HELD`].
+    /// [`FREE`], or who changes it: see [`HELD`] and [`FOR_A_FORK`].
     pub lock: AtomicU32,
     /// The table of protected ranges.
     pub ranges: AtomicU64,

@@ -28,7 +28,7 @@ use crate::protect::Protection;
 use crate::ptrace::Registers;
 use crate::restart;
 use crate::runner::{self, read_outcome};
-use crate::seize::Process;
+use crate::seize::{Process, take_ends_of};
 use crate::task::{self, Status};
 use crate::thread::{Deadline, Stop, Stopped};
 use crate::vdso::{Header, Place};
@@ -363,19 +363,20 @@ impl Live {
 
     /// Lets the process go on. Threads that died meanwhile are no failure.
     pub fn release(mut self) -> Result<()> {
-        let mut first = self.settle();
-        for held in self.threads.drain(..) {
-            let At::Stopped(thread) = held.at else { continue };
-            let done = match thread.reason() {
+        let settled = self.settle();
+        let stopped = self.threads.drain(..).filter_map(|held| match held.at {
+            At::Stopped(thread) => Some(thread),
+            _ => None,
+        });
+        let results: Vec<_> = stopped
+            .map(|thread| match thread.reason() {
                 // The sign, or a stop by the interrupt: there is nothing to deliver.
                 Stop::Signal(_) => thread.detach_with(0),
                 _ => thread.detach(),
-            };
-            if !matches!(done, Err(Error::Gone(_))) {
-                first = first.and(done);
-            }
-        }
-        first
+            })
+            .collect();
+        take_ends_of(&results);
+        results.into_iter().filter(|done| !matches!(done, Err(Error::Gone(_)))).fold(settled, Result::and)
     }
 
     /// Holds all threads until something kills the process, which its parent learns only when the tracer has taken the

@@ -18,7 +18,7 @@ use crate::cgroup::{Cgroup, Frozen, Member};
 use crate::error::{Error, Result, Subject};
 use crate::ptrace::Options;
 use crate::task;
-use crate::thread::{Care, Deadline, Running, Stop, Stopped, Waited};
+use crate::thread::{Care, Deadline, Running, Stop, Stopped, Waited, take_ends};
 
 /// A process all of whose threads are stopped.
 #[derive(Debug)]
@@ -45,8 +45,15 @@ impl Process {
     /// Lets all threads go on. Threads that died meanwhile are no failure.
     pub fn release(self) -> Result<()> {
         let results: Vec<_> = self.threads.into_iter().map(Stopped::detach).collect();
+        take_ends_of(&results);
         results.into_iter().filter(|r| !matches!(r, Err(Error::Gone(_)))).collect()
     }
+}
+
+/// Takes the news of threads that turned out to be gone.
+pub(crate) fn take_ends_of(results: &[Result<()>]) {
+    let gone = results.iter().filter_map(|r| if let Err(Error::Gone(tid)) = r { Some(*tid) } else { None });
+    take_ends(&gone.collect::<Vec<_>>());
 }
 
 /// A process some of whose threads may still run.

@@ -249,6 +249,25 @@ impl Drop for Running {
     }
 }
 
+/// Takes the news of traced threads that have ended, which nobody else gets before their tracer (ptrace(2)); until then their process is not
+/// gone either. One that is our own child is left to whoever waits for children. Gives up on what has not ended after some 20 ms.
+pub(crate) fn take_ends(tids: &[Pid]) {
+    let enough = Deadline::after(Duration::from_millis(20));
+    let is_own =
+        |tid: Pid| crate::task::status(tid).is_ok_and(|status| status.parent == Pid::this().as_raw());
+    for tid in tids.iter().filter(|tid| !is_own(**tid)) {
+        loop {
+            let mut status = 0;
+            // SAFETY: status outlives the call.
+            let got = unsafe { libc::waitpid(tid.as_raw(), &raw mut status, libc::__WALL | libc::WNOHANG) };
+            if got != 0 && (got == -1 || !libc::WIFSTOPPED(status)) || enough.passed() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
 /// SIGKILL to one thread's process.
 fn kill(tid: Pid) {
     // SAFETY: no pointers. tkill names a thread; the whole process dies of SIGKILL.

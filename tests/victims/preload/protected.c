@@ -140,11 +140,12 @@ static void *feeder(void *unused) {
     (void)unused;
     char block[10000];
     part = "feeder";
-    for (unsigned n = 0; !stop; n++) {
-        memset(block, (int)n, sizeof block);
+    unsigned n = 0;
+    do {
+        memset(block, (int)n++, sizeof block);
         CHECK(write(slow_pipe[1], block, sizeof block) == sizeof block);
         usleep(3000);
-    }
+    } while (!stop);
     close(slow_pipe[1]);
     return NULL;
 }

@@ -3,8 +3,8 @@
 use std::mem::offset_of;
 
 use ckpt_wire::protect::{
-    CONTROL_HEAD, CONTROL_MAGIC, CONTROL_SLOTS, CONTROL_VERSION, Control as Wire, Dispatch, FREE, Protected,
-    STACK,
+    CONTROL_HEAD, CONTROL_MAGIC, CONTROL_SLOTS, CONTROL_VERSION, Control as Wire, Dispatch, FOR_A_FORK, FREE,
+    Protected, STACK,
 };
 use nix::unistd::Pid;
 
@@ -111,22 +111,27 @@ impl Control {
         remote::write(self.pid, self.at.add(field as u64), &value.to_le_bytes())
     }
 
-    pub(super) fn is_locked(&self) -> Result<bool> {
+    /// Whose the lock is, if it is anybody's who changes something.
+    fn changer(&self) -> Result<Option<u32>> {
         let mut lock = [0; 4];
         remote::read(self.pid, self.at.add(offset_of!(Wire, lock) as u64), &mut lock)?;
-        Ok(u32::from_le_bytes(lock) != FREE)
+        let lock = u32::from_le_bytes(lock);
+        Ok((lock != FREE && lock & FOR_A_FORK == 0).then_some(lock))
+    }
+
+    /// Whether a thread has the lock and changes something.
+    pub(super) fn is_locked(&self) -> Result<bool> {
+        Ok(self.changer()?.is_some())
     }
 
     pub(super) fn unlock(&self) -> Result<()> {
         self.set_u32(offset_of!(Wire, lock), FREE)
     }
 
-    /// Whether the slot of a thread says that it has the lock.
+    /// Whether this thread has the lock and changes something.
     pub(super) fn holds(&self, thread: &Stopped) -> Result<bool> {
-        let Some(dispatch) = thread.dispatch()? else { return Ok(false) };
-        let mut holding = [0];
-        let at = VirtAddr(dispatch.selector).add(offset_of!(Dispatch, holding) as u64);
-        Ok(remote::read(self.pid, at, &mut holding).is_ok() && holding[0] != 0)
+        let (Some(lock), Some(dispatch)) = (self.changer()?, thread.dispatch()?) else { return Ok(false) };
+        Ok(self.has_slot(dispatch.selector) && self.slot(u64::from(lock - 1)).0 == dispatch.selector)
     }
 
     /// The alternate stack of a slot.
