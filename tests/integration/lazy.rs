@@ -17,6 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("lazy-goes-back", goes_back).limit(120),
         test("lazy-helpers-killed", helpers_are_killed).limit(180),
+        test("lazy-all-killed", all_are_killed).limit(300),
         test("lazy-in-the-middle", other_work_in_the_middle).limit(180),
         test("lazy-damaged", a_damaged_page_ends_the_group).limit(120),
     ]
@@ -73,8 +74,8 @@ fn goes_back(name: &str) {
     assert_eq!(victim.ask(), 1);
     victim.change();
     assert_eq!(victim.ask(), 2);
-    let scopes = || must(&["systemctl", "list-units", "--no-legend", "ckpt-pids-*"]);
-    eventually("the helpers' scope is gone", 20, || scopes().trim().is_empty().then_some(()));
+    let units = || must(&["systemctl", "list-units", "--no-legend", "ckpt-pids-*", "ckpt-memory-*"]);
+    eventually("what brought it is gone", 20, || units().trim().is_empty().then_some(()));
 }
 
 /// One after the other, and ckptd too: members wait a moment longer for memory, and that is all.
@@ -101,6 +102,48 @@ fn helpers_are_killed(name: &str) {
     }
     println!("{killed} helpers were killed");
     assert!(killed > 0, "memory was there before anybody could be killed");
+}
+
+/// All who bring memory at once, and ckptd with them, at any instant: members wait for it, and never see a page that is not the image's.
+fn all_are_killed(name: &str) {
+    let (group, victim) = arriving(name);
+    let (mut killed, mut ended) = (0_u64, 0);
+    for round in 0..5 {
+        group.restore();
+        let end = Instant::now() + Duration::from_secs(60);
+        while !marks(&group).is_empty() {
+            assert!(Instant::now() < end, "memory does not arrive");
+            let mut victims = helpers(&group);
+            if victims.is_empty() || killed >= 8 * (round + 1) {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            killed += 1;
+            // Some time to begin and to work in, another one each time.
+            std::thread::sleep(Duration::from_micros(killed * 79_190 % 300_000));
+            if killed.is_multiple_of(4) {
+                // Between its end and its start it has none: 0 would be ourselves.
+                victims.extend(Some(property("ckptd.service", "MainPID")).filter(|pid| pid != "0"));
+            }
+            let arguments: Vec<&str> =
+                ["kill", "-KILL"].into_iter().chain(victims.iter().map(String::as_str)).collect();
+            let _ = run(&arguments);
+        }
+        if must(&["journalctl", "-o", "cat", LOST]).matches(name).count() > ended {
+            // Killed in the instant between a child's birth and systemd's having its pages: the group does not run on.
+            ended += 1;
+            eventually("the group has ended", 20, || {
+                (property(&victim.unit, "MainPID") == "0").then_some(())
+            });
+            continue;
+        }
+        assert_eq!(victim.ask(), 1, "after round {round}");
+    }
+    println!("{killed} times all were killed; the group was ended {ended} times");
+    assert!(killed > 5, "memory was there before anybody could be killed");
+    assert!(ended < 3, "the group was ended {ended} times");
+    let units = || must(&["systemctl", "list-units", "--no-legend", "ckpt-memory-*"]);
+    eventually("what brought it is gone", 20, || units().trim().is_empty().then_some(()));
 }
 
 /// A checkpoint, another restore, and the unit's end, while memory arrives.

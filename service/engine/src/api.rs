@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -327,9 +327,12 @@ pub trait Units: Send + Sync {
     fn start_stubs(&self, units: &[String]) -> Result<Vec<Stub>, Error>;
     /// After the members told systemd MAINPID and READY: waits until each unit is active with that Main PID, takes the drop-ins away.
     fn adopt(&self, units: &[UnitMain]) -> Result<(), Error>;
-    /// Gives a process that serves a group (PID 1 of its own PID namespace, what brings its memory) a place that no unit's end touches, nor
-    /// ours, and that at a shutdown stands longer than `units` do.
+    /// Gives a process that serves a group (PID 1 of its own PID namespace) a place that no unit's end touches, nor ours, and that at a
+    /// shutdown stands longer than `units` do.
     fn shelter(&self, group: &str, helper: i32, units: &[String]) -> Result<(), Error>;
+    /// Begins to start `ckpt-restore --keep SOCKET`, which brings a group's memory, as a service in such a place, for which systemd keeps
+    /// descriptors and which it starts anew whenever it is killed.
+    fn start_keeper(&self, group: &str, socket: &Path, units: &[String]) -> Result<(), Error>;
     /// Undoes `start_stubs`: stops the units, takes the drop-ins away.
     fn abandon(&self, units: &[String]) -> Result<(), Error>;
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ckpt_engine::capture::session::Capture;
 use ckpt_engine::capture::{Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
-use ckpt_engine::rebuild::lazy::{Lazily, mark};
+use ckpt_engine::rebuild::lazy::{Lazily, keeper, mark};
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
 use ckpt_engine::track::{self, Chain};
 use ckpt_engine::{Event, Group, Job, Stage, Unit};
@@ -76,8 +76,13 @@ const PROGRAMS: [&str; 4] = ["bash", "python3", "redis-server", "postgres"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    if arguments.first().is_some_and(|a| a == "rebuild") {
-        return rebuild();
+    match arguments.first().map(String::as_str) {
+        Some("rebuild") => return rebuild(),
+        Some("keep") => {
+            let kept = keeper::keep(Path::new(&arguments[1]));
+            return if kept.unwrap() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        _ => {}
     }
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: only root may trace, freeze and choose process ids");
@@ -184,7 +189,6 @@ impl Scratch {
     /// Captures everything in the cgroup into a chain, a full and incrementals, and kills it at the instant of the last one.
     fn checkpoint(&self, main: i32) -> Outcome {
         let text = |e: &dyn std::error::Error| ckpt_engine::error::with_sources(e);
-        let deadline = Deadline::after(Duration::from_secs(20));
         let group = Group { name: "test".into(), config: GroupConfig::default() };
         let mut chain = Chain::new(track::choose(tracker()).map_err(|e| text(&e))?);
         for link in 0..LINKS {
@@ -195,6 +199,7 @@ impl Scratch {
             let mut precopy = Precopy::begin(&directory).map_err(|e| text(&e))?;
             precopy.run(&mut chain, &Nobody).map_err(|e| text(&e))?;
             capture.make_room(&chain, &precopy).map_err(|e| text(&e))?;
+            let deadline = Deadline::after(Duration::from_secs(20));
             let seized =
                 seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
             let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
@@ -238,7 +243,14 @@ impl Scratch {
     fn restore(&self) -> Result<i32, String> {
         let units =
             vec![UnitPlace { name: "test.service".into(), cgroup: self.cgroup.name().into(), stub: None }];
-        let lazily = Lazily { group: "test".into(), marks: self.dir.join("marks"), least: 1 };
+        let keeper = self.dir.join("keeper");
+        let lazily =
+            Lazily { group: "test".into(), marks: self.dir.join("marks"), keeper: keeper.clone(), least: 1 };
+        if self.late {
+            // In the place of systemd, which would keep what it has, too.
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.arg("keep").arg(&keeper).spawn().map_err(|e| e.to_string())?;
+        }
         let request = Request {
             chain: (0..LINKS).rev().map(|link| self.image(link)).collect(),
             units,
@@ -255,6 +267,7 @@ impl Scratch {
         let text = serde_json::to_vec(&request).unwrap();
         child.stdin.take().unwrap().write_all(&text).map_err(|e| e.to_string())?;
         let output = child.wait_with_output().map_err(|e| e.to_string())?;
+        keeper::dismiss(&keeper);
         match serde_json::from_slice::<Reply>(&output.stdout) {
             Ok(Reply::Restored(report)) => {
                 println!(

@@ -32,7 +32,7 @@ pub use manifest::{
 };
 pub use page_map::PageMap;
 pub use pages::{PAGES_FILE, PagesSummary, PagesWriter};
-pub use reader::{PageReader, Place, Run, verify};
+pub use reader::{PageFile, PageFiles, PageReader, Place, Run, verify};
 
 /// Bytes of a page, and of a block of the file `pages`.
 pub const PAGE_SIZE: u64 = 4096;

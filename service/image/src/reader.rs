@@ -90,6 +90,36 @@ pub(crate) struct Pages {
     pub checksums: Vec<u32>,
 }
 
+/// The files `pages` of a chain with the checksums of their blocks, and nothing of what is where.
+#[derive(Debug)]
+pub struct PageFiles {
+    images: Vec<Pages>,
+}
+
+/// One of [`PageFiles`]: its path, which serves for messages only, the file, and the checksum of each block.
+pub type PageFile = (PathBuf, File, Vec<u32>);
+
+impl PageFiles {
+    /// Of these, the newest first.
+    pub fn new(files: Vec<PageFile>) -> Self {
+        let images = files.into_iter().map(|(path, file, checksums)| Pages { path, file, checksums });
+        Self { images: images.collect() }
+    }
+
+    /// The parts that it was made of.
+    pub fn into_parts(self) -> Vec<PageFile> {
+        self.images.into_iter().map(|pages| (pages.path, pages.file, pages.checksums)).collect()
+    }
+
+    /// Reads whole pages of the file of an image, from where a [`Run`] says, and compares each with its checksum.
+    ///
+    /// # Panics
+    /// If there is no image of that number.
+    pub fn read_at(&self, image: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.images[image].read_pages(offset, bytes)
+    }
+}
+
 /// The pages of a checkpoint, open for reading through one merged index of its whole chain.
 #[derive(Debug)]
 pub struct PageReader {
@@ -208,12 +238,12 @@ impl PageReader {
     /// # Panics
     /// If the number of the image is not below [`PageReader::images`].
     pub fn read_at(&self, image: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let pages = &self.images[image];
-        pages.file.read_exact_at(bytes, offset).map_err(ImageError::io("read", &pages.path))?;
-        for (n, page) in bytes.chunks_exact(PAGE_SIZE as usize).enumerate() {
-            pages.check_block(offset / PAGE_SIZE + n as u64, page)?;
-        }
-        Ok(())
+        self.images[image].read_pages(offset, bytes)
+    }
+
+    /// Only the files: what is where, others know.
+    pub fn into_files(self) -> PageFiles {
+        PageFiles { images: self.images }
     }
 
     /// Reads the files `pages` of the whole chain and compares every block with its checksum; `progress` gets the bytes done after each part and
@@ -260,6 +290,14 @@ impl Pages {
 
     fn bytes(&self) -> u64 {
         self.checksums.len() as u64 * PAGE_SIZE
+    }
+
+    fn read_pages(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(bytes, offset).map_err(ImageError::io("read", &self.path))?;
+        for (n, page) in bytes.chunks_exact(PAGE_SIZE as usize).enumerate() {
+            self.check_block(offset / PAGE_SIZE + n as u64, page)?;
+        }
+        Ok(())
     }
 
     fn read_block(&self, block: u64, bytes: &mut [u8]) -> Result<()> {

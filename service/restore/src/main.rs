@@ -2,14 +2,22 @@
 //!
 //! ckptd starts it outside the group's cgroups, with a [`Request`] as JSON on standard input; it answers with a [`Reply`], one line
 //! of JSON on standard output. Exit status 0: restored; 1: failed; 2: the request could not be read.
+//!
+//! `ckpt-restore --keep SOCKET` brings the memory of members that run already; ckptd has systemd start it as a service of its own.
 #![forbid(unsafe_code)]
 
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
+use ckpt_engine::rebuild::lazy::keeper;
 use ckpt_engine::rebuild::{Reply, Request, run};
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|flag| flag == "--keep") {
+        return keep(arguments.next().unwrap_or_default().as_ref());
+    }
     let mut text = String::new();
     let request: Request = match std::io::stdin()
         .read_to_string(&mut text)
@@ -29,6 +37,16 @@ fn main() -> ExitCode {
         Err(failure) => (Reply::Failed(failure), ExitCode::FAILURE),
     };
     if answer(&reply).is_err() { ExitCode::from(2) } else { status }
+}
+
+fn keep(socket: &Path) -> ExitCode {
+    match keeper::keep(socket) {
+        Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+        Err(failure) => {
+            eprintln!("ckpt-restore: memory cannot be brought: {failure}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Prints the answer, one line.

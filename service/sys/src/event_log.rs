@@ -7,14 +7,17 @@
 //! ```
 //! read(2) puts a message (struct uffd_msg, 32 bytes, its first byte never 0) straight into its slot: the process in the kernel completes
 //! that even if it is killed. So whoever reads the log afterwards knows of every event that the kernel takes for told. Batches of
-//! mere page faults are wiped again: who waits can be woken and is told again.
+//! mere page faults are wiped again: who waits can be woken and is told again. The log is a memory file, so that it outlives all who
+//! have it mapped where somebody keeps a descriptor of it.
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as raw;
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::error::{Error, Result, Subject};
 
@@ -65,6 +68,7 @@ impl Event {
 /// The log. Forks of this process share it; one of them at a time reads events.
 #[derive(Debug)]
 pub struct EventLog {
+    file: File,
     base: NonNull<u8>,
     slots: usize,
     /// The next slot that this process has not looked at.
@@ -74,18 +78,23 @@ pub struct EventLog {
 impl EventLog {
     /// Room for so many events; takes memory only as they come. ENOMEM.
     pub fn new(events: usize) -> Result<Self> {
-        let slots = events + 2;
-        let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let file = memfd_create(c"ckpt-events", MFdFlags::MFD_CLOEXEC).map(File::from);
+        let file = file.map_err(|e| fail("memfd_create of the event log", e))?;
+        let size = ((events + 2) * SLOT) as u64;
+        file.set_len(size).map_err(|e| Error::io("ftruncate", "the event log", &e))?;
+        Self::of_file(file)
+    }
+
+    /// The log that a memory file holds, from its beginning. ENOMEM.
+    pub fn of_file(file: File) -> Result<Self> {
+        let size = file.metadata().map_err(|e| Error::io("stat", "the event log", &e))?.len() as usize;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses touches nothing of ours.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), slots * SLOT, prot, kind, -1, 0) };
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), size, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         match NonNull::new(base.cast::<u8>()) {
-            Some(at) if base != libc::MAP_FAILED => Ok(Self { base: at, slots, next: 1 }),
-            _ => Err(Error::Kernel {
-                op: "mmap of the event log",
-                subject: Subject::Here,
-                source: Errno::last(),
-            }),
+            Some(at) if base != libc::MAP_FAILED => Ok(Self { file, base: at, slots: size / SLOT, next: 1 }),
+            _ => Err(fail("mmap of the event log", Errno::last())),
         }
     }
 
@@ -120,7 +129,7 @@ impl EventLog {
     /// Reads what a userfaultfd has to tell, at most 64 events; none if it has nothing, or is not asked any more.
     /// Errors: ENOSPC where the log is full, what read(2) says.
     pub fn read(&mut self, from: BorrowedFd<'_>) -> Result<Vec<Event>> {
-        let fail = |source| Error::Kernel { op: "read of a userfaultfd", subject: Subject::Here, source };
+        let fail = |source| fail("read of a userfaultfd", source);
         let first = self.next + 1;
         let count = BATCH.min(self.slots.saturating_sub(first + 1));
         if count == 0 {
@@ -175,13 +184,23 @@ impl EventLog {
     }
 }
 
+impl AsFd for EventLog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+fn fail(op: &'static str, source: Errno) -> Error {
+    Error::Kernel { op, subject: Subject::Here, source }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::addr::{AddrRange, VirtAddr};
     use crate::arena::Arena;
     use crate::missing::{FLAGS, Missing, Put};
-    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+    use std::os::fd::{FromRawFd, OwnedFd};
 
     fn own() -> Option<Missing> {
         // SAFETY: takes flags only, gives a new descriptor or an error.
@@ -236,7 +255,7 @@ mod tests {
             assert_eq!(events, [Event::Remove(start.0 + 4 * 4096, start.0 + 5 * 4096)]);
             assert_eq!(advice.join().unwrap(), 0);
         });
-        let mut other = EventLog { base: log.base, slots: log.slots, next: 1 };
+        let mut other = EventLog::of_file(log.file.try_clone().unwrap()).unwrap();
         let fd = missing.as_fd().as_raw_fd();
         assert_eq!(other.replay(), [(fd, Event::Remove(start.0 + 4 * 4096, start.0 + 5 * 4096))]);
         assert!(log.replay().is_empty() && !log.is_complete());

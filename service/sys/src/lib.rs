@@ -23,6 +23,7 @@ pub mod missing;
 pub mod namespace;
 pub mod nursery;
 pub mod pagemap;
+pub mod passed;
 pub mod priority;
 pub mod protect;
 pub mod ptrace;

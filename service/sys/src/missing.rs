@@ -77,10 +77,16 @@ impl Missing {
         Ok(Self { fd: fd.into_raw_fd() })
     }
 
-    /// A child's, that a fork event brought: agreed upon as its parent's was.
+    /// One that has been agreed upon: a child's, as its parent's was, that a fork event brought, or one of another process.
     #[must_use]
-    pub fn of_child(fd: RawFd) -> Self {
+    pub fn of_number(fd: RawFd) -> Self {
         Self { fd }
+    }
+
+    /// The same; it stays open.
+    #[must_use]
+    pub fn of_owned(fd: OwnedFd) -> Self {
+        Self { fd: fd.into_raw_fd() }
     }
 
     /// Its number here.

@@ -150,6 +150,9 @@ impl Units for Nothing {
     fn shelter(&self, _: &str, _: i32, _: &[String]) -> Result<(), Error> {
         unsupported()
     }
+    fn start_keeper(&self, _: &str, _: &Path, _: &[String]) -> Result<(), Error> {
+        unsupported()
+    }
     fn abandon(&self, _: &[String]) -> Result<(), Error> {
         unsupported()
     }

@@ -10,6 +10,7 @@ pub mod dropin;
 mod enable;
 mod features;
 pub mod generator;
+mod keeper;
 mod list;
 mod proxy;
 mod shelter;
@@ -94,6 +95,10 @@ impl Units for Systemd {
 
     fn shelter(&self, group: &str, init: i32, units: &[String]) -> Result<(), Error> {
         self.shelter_init(group, init, units)
+    }
+
+    fn start_keeper(&self, group: &str, socket: &Path, units: &[String]) -> Result<(), Error> {
+        self.start_keeper_of(group, socket, units)
     }
 
     fn abandon(&self, units: &[String]) -> Result<(), Error> {

@@ -1,5 +1,4 @@
-//! A scope for PID 1 of a group's own PID namespace, and for what brings its memory: with it all members would end, so it is in no unit of
-//! the group, nor in ours.
+//! A scope for PID 1 of a group's own PID namespace: with it all members would end, so it is in no unit of the group, nor in ours.
 
 use std::time::Duration;
 

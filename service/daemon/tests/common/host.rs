@@ -41,6 +41,9 @@ impl Units for PaperHost {
     fn shelter(&self, _: &str, _: i32, _: &[String]) -> Result<(), Error> {
         Ok(())
     }
+    fn start_keeper(&self, _: &str, _: &Path, _: &[String]) -> Result<(), Error> {
+        Ok(())
+    }
     fn abandon(&self, _: &[String]) -> Result<(), Error> {
         Ok(())
     }

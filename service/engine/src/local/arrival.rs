@@ -23,7 +23,7 @@ pub fn wait(run: &Path, group: &str, job: &dyn Job) -> Result<(), Error> {
                 Found::Arriving => std::thread::sleep(AGAIN),
                 Found::Lost => {
                     return Err(Error::Failed(format!(
-                        "memory of group {group} did not all arrive after its restore, because both processes that brought it were killed; restore it again"
+                        "memory of group {group} did not all arrive after its restore, because the service that brought it was ended; restore it again"
                     )));
                 }
             }

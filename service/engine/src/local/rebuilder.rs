@@ -21,7 +21,6 @@ pub fn run(
     stubs: &[Stub],
     own_pids: bool,
     lazily: Option<Lazily>,
-    shelter: &dyn Fn(i32) -> Result<(), Error>,
 ) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
@@ -35,8 +34,6 @@ pub fn run(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed("start", e))?;
-    // What serves memory outlives us: it must be in no cgroup that ends with ckptd.
-    let lazily = lazily.filter(|_| shelter(child.id() as i32).is_ok());
     let request = Request { chain, units, own_pids, lazily };
     let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     if let Some(mut input) = child.stdin.take() {

@@ -9,6 +9,7 @@ use crate::{frozen, storage};
 pub fn run(engine: &LocalEngine, groups: &[Group]) -> Result<Vec<Event>, Error> {
     let mount = ckpt_sys::cgroup::mount_point().map_err(|e| Error::Failed(with_sources(&e)))?;
     let mut events = frozen::thaw_recorded(&engine.settings.run, &mount)?;
+    crate::rebuild::lazy::keeper::dismiss_all(&engine.settings.run);
     let place = engine.place()?;
     let stored = engine.store.groups()?;
     let mut names: Vec<_> = groups.iter().map(|g| g.name.clone()).chain(stored.iter().cloned()).collect();

@@ -16,7 +16,7 @@ use super::{LocalEngine, precheck, verify};
 use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub};
 use crate::error::Error;
 use crate::rebuild::Report;
-use crate::rebuild::lazy::{Lazily, mark};
+use crate::rebuild::lazy::{Lazily, keeper, mark};
 use crate::storage::{self, Undo};
 use crate::timeline::Timeline;
 
@@ -49,9 +49,13 @@ pub fn run(
     let mut undo = storage::exchange(&manifest.snapshots)?;
     time.lap("exchange");
     let rebuilt = {
-        let lazily = lazily(engine, group, request, bytes);
+        let lazily = lazily(engine, group, request, bytes, &units, job);
+        let keeper = lazily.as_ref().map(|lazily| lazily.keeper.clone());
         let how = How { own_pids: taken.is_some(), lazily };
-        rebuild(engine, &manifest, &units, &mut undo, how, &mut time, job)
+        let rebuilt = rebuild(engine, &manifest, &units, &mut undo, how, &mut time, job);
+        // It waits on where nothing was handed over.
+        keeper.iter().for_each(|socket| keeper::dismiss(socket));
+        rebuilt
     };
     let restore_usec = begin.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
     // A group that systemd does not take is not restored.
@@ -159,21 +163,34 @@ struct How {
 }
 
 /// Whether memory may come while the members run: where it is asked for, else where there is enough of it to be worth it.
-fn lazily(engine: &LocalEngine, group: &Group, request: &RestoreRequest, bytes: u64) -> Option<Lazily> {
+/// Then its keeper begins.
+fn lazily(
+    engine: &LocalEngine,
+    group: &Group,
+    request: &RestoreRequest,
+    bytes: u64,
+    units: &[String],
+    job: &dyn Job,
+) -> Option<Lazily> {
     let least = match request.lazy {
         Some(true) => 1,
         Some(false) => return None,
         None => WORTH,
     };
+    if bytes < least {
+        return None;
+    }
     let marks = mark::directory(&engine.settings.run, &group.name);
-    (bytes >= least).then(|| Lazily { group: group.name.clone(), marks, least })
+    let begun = keeper::socket(&engine.settings.run, &group.name)
+        .map_err(|e| Error::io("make a directory for keepers", e))
+        .and_then(|socket| engine.units.start_keeper(&group.name, &socket, units).map(|()| socket));
+    let keeper = begun.inspect_err(|e| job.event(Event::Warning(not_lazy(e)))).ok()?;
+    Some(Lazily { group: group.name.clone(), marks, keeper, least })
 }
 
 /// Why a restore was not lazy that could have been.
 fn not_lazy(error: &Error) -> Problem {
-    let text = format!(
-        "all memory is read before the group runs, since its helpers have no place of their own: {error}"
-    );
+    let text = format!("all memory is read before the group runs, since what would bring it cannot: {error}");
     warning("not-lazy", text, "nothing: the restore only takes longer")
 }
 
@@ -197,12 +214,8 @@ fn rebuild(
     undo.commit()?;
     time.lap("commit");
     let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
-    let shelter = |helper: i32| {
-        let sheltered = engine.units.shelter(&manifest.group, helper, units);
-        sheltered.inspect_err(|e| job.event(Event::Warning(not_lazy(e))))
-    };
     let libdir = &engine.settings.libdir;
-    let report = rebuilder::run(libdir, chain, manifest, &stubs, how.own_pids, how.lazily, &shelter)?;
+    let report = rebuilder::run(libdir, chain, manifest, &stubs, how.own_pids, how.lazily)?;
     time.within("rebuild", &report.stages);
     Ok(report)
 }

@@ -21,7 +21,7 @@ use super::content::Contents;
 use super::cpus::stay_here;
 use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
-use super::lazy::{self, Absent, Helpers, Lazily, Mark, Server};
+use super::lazy::{self, Absent, Lazily, Mark};
 use super::memory::{Ground, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
@@ -321,15 +321,15 @@ impl<'a> Rebuild<'a> {
         self.contents.finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
     }
 
-    /// Starts what puts the missing pages there; gives their bytes.
+    /// Hands over the missing pages to who puts them there; gives their bytes.
     fn serve_late(&mut self, request: &Request) -> Result<u64, Failure> {
         let Some(lazily) = request.lazily.as_ref().filter(|_| !self.watched.is_empty()) else { return Ok(0) };
         let pids: Vec<i32> = self.watched.iter().map(|(_, _, pid)| *pid).collect();
         let cgroups = self.places.iter().map(Place::cgroup_dir).collect();
         let mark = Mark::set(lazily, &pids, cgroups)?;
         let spaces = self.watched.drain(..).map(|(missing, absent, _)| (missing, absent)).collect();
-        let server = Server::new(PageReader::open(&request.chain)?, spaces)?;
-        lazy::guard::start(Helpers { server, mark, cpus: self.cpus.clone() })?;
+        let files = PageReader::open(&request.chain)?.into_files();
+        lazy::keeper::hand_over(lazily, mark, files, spaces, self.cpus.clone())?;
         Ok(lazy::absent_bytes(&self.scripts))
     }
 

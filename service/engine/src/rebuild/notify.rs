@@ -7,7 +7,7 @@
 //! ```
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use ckpt_image::records::UnitIndex;
@@ -89,24 +89,49 @@ fn find_variable<'e>(environment: &'e [u8], name: &[u8]) -> Option<&'e [u8]> {
 
 /// Sends the message and waits for systemd to have read it.
 fn send(address: &[u8], message: &str) -> Result<(), Errno> {
-    let address = match address.strip_prefix(b"@") {
-        Some(name) => UnixAddr::new_abstract(name)?,
-        None => UnixAddr::new(std::ffi::OsStr::from_bytes(address))?,
-    };
-    let socket: OwnedFd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    let deliver = |text: &str, control: &[ControlMessage<'_>]| {
+    let line = Line::to(address)?;
+    line.say(message, &[])?;
+    line.barrier()
+}
+
+/// The way to a service manager.
+#[derive(Debug)]
+pub struct Line {
+    socket: OwnedFd,
+    address: UnixAddr,
+}
+
+impl Line {
+    /// To this NOTIFY_SOCKET.
+    pub fn to(address: &[u8]) -> Result<Self, Errno> {
+        let address = match address.strip_prefix(b"@") {
+            Some(name) => UnixAddr::new_abstract(name)?,
+            None => UnixAddr::new(std::ffi::OsStr::from_bytes(address))?,
+        };
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Says something, and gives descriptors with it.
+    pub fn say(&self, text: &str, fds: &[RawFd]) -> Result<(), Errno> {
         let parts = [IoSlice::new(text.as_bytes())];
-        sendmsg(socket.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, Some(&address)).map(drop)
-    };
-    deliver(message, &[])?;
-    let (ours, theirs) = nix::unistd::pipe()?;
-    deliver("BARRIER=1", &[ControlMessage::ScmRights(&[theirs.as_raw_fd()])])?;
-    drop(theirs);
-    let mut wait = [PollFd::new(ours.as_fd(), PollFlags::empty())];
-    match poll(&mut wait, PollTimeout::from(PATIENCE)) {
-        Ok(0) => Err(Errno::ETIMEDOUT),
-        Ok(_) => Ok(()),
-        Err(e) => Err(e),
+        let rights = [ControlMessage::ScmRights(fds)];
+        let control = if fds.is_empty() { &rights[..0] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg(self.socket.as_raw_fd(), &parts, control, flags, Some(&self.address)).map(drop)
+    }
+
+    /// Waits until it has dealt with all that was said.
+    pub fn barrier(&self) -> Result<(), Errno> {
+        let (ours, theirs) = nix::unistd::pipe()?;
+        self.say("BARRIER=1", &[theirs.as_raw_fd()])?;
+        drop(theirs);
+        let mut wait = [PollFd::new(ours.as_fd(), PollFlags::empty())];
+        match poll(&mut wait, PollTimeout::from(PATIENCE)) {
+            Ok(0) => Err(Errno::ETIMEDOUT),
+            Ok(_) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 }
 

@@ -29,10 +29,6 @@ use super::{Failure, Places, tables};
 /// Rebuilds a group; this process must have one thread only. On success the members run, are no children of this process, and
 /// systemd knows them; on failure none lives.
 pub fn run(request: &Request) -> Result<Report, Failure> {
-    if request.lazily.is_some() {
-        // We are in a cgroup of our own, and do not end with ckptd by that.
-        let _ = set_pdeathsig(Signal::SIGKILL);
-    }
     let image = ckpt_image::read_state(request.image())?;
     let mut reply = apart(&image, || rebuild(request))?;
     if matches!(&reply, Reply::Failed(failure) if failure.text.contains(TAKEN)) && !request.own_pids {

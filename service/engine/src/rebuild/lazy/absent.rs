@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use ckpt_image::{Place, Run};
+use serde::{Deserialize, Serialize};
 
 /// Consecutive pages, and where the image has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// First page: address divided by 4096.
     pub first: u64,
@@ -31,7 +32,7 @@ impl Part {
 }
 
 /// By address. What is not in it is not the image's any more, or never was: it reads as zeros.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Absent {
     parts: BTreeMap<u64, Part>,
 }

@@ -1,28 +1,28 @@
 //! Two processes that keep a lazily restored group's memory coming: one serves, the other holds the same descriptors and watches.
 //!
 //! ```text
-//!  ckpt-restore ──fork──► guardian ──fork, one table of descriptors──► server
-//!                            │ server ends before all is done ► a new one      │ guardian ends ► a new one
-//!                            └── event log in shared memory ───────────────────┘
+//!  keeper = guardian ──fork, one table of descriptors──► server
+//!              │ server ends before all is done ► a new one      │ guardian ends ► a new one
+//!              └── event log in shared memory ───────────────────┘
 //! ```
 //! Whichever of them is killed, at whatever instant: the userfaultfds stay open in the table of the other, so that who touches a missing
-//! page waits, and what the kernel has told is in the log ([`ckpt_sys::event_log`]).
+//! page waits, and what the kernel has told is in the log ([`ckpt_sys::event_log`]). If both are killed, systemd has all of it
+//! ([`super::store`]).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ckpt_sys::clone::{CloneArgs, close_all_but, fork_with, pidfd};
+use ckpt_sys::clone::{CloneArgs, fork_with, pidfd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getppid, setsid};
+use nix::unistd::{Pid, getpid, getppid};
 
 use super::mark::Mark;
 use super::server::Server;
-use crate::rebuild::Failure;
 
 /// So many servers in a row may end before the group is given up.
 const MOST_DEATHS: u32 = 1000;
@@ -33,51 +33,12 @@ pub struct Helpers {
     pub server: Server,
     /// The sign that memory is arriving.
     pub mark: Mark,
-    /// CPUs they may run on.
-    pub cpus: Vec<u64>,
-}
-
-/// Starts both; when this returns they serve. This process must have one thread only and every signal blocked.
-pub fn start(mut helpers: Helpers) -> Result<(), Failure> {
-    let system = |op: &str, e: Errno| Failure::not_restorable(format!("{op}: {e}"));
-    let (reader, writer) = nix::unistd::pipe().map_err(|e| system("pipe", e))?;
-    let mut writer = Some(File::from(writer));
-    fork_with(&CloneArgs::default(), || {
-        let whole = catch_unwind(AssertUnwindSafe(|| {
-            let Some(ready) = writer.take() else { return 1 };
-            match alone(&helpers, &ready) {
-                Ok(()) => guard(&mut helpers, None, Some(ready)),
-                Err(_) => 1,
-            }
-        }));
-        whole.unwrap_or(101)
-    })?;
-    drop(writer);
-    let mut sign = [0];
-    let read = File::from(reader).read_exact(&mut sign);
-    read.map_err(|_| {
-        Failure::not_restorable("what was to serve the pages that are not there yet did not start")
-    })
-}
-
-/// Leaves everything of ckpt-restore's behind but what is needed.
-fn alone(helpers: &Helpers, ready: &File) -> Result<(), Failure> {
-    let system = |e: Errno| Failure::not_restorable(e.to_string());
-    let _ = setsid();
-    crate::rebuild::cpus::allow(&helpers.cpus);
-    let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(|e| Failure::not_restorable(format!("open /dev/null: {e}")))?;
-    dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&null)).map_err(system)?;
-    let mut keep = helpers.server.descriptors();
-    keep.extend([ready.as_fd(), helpers.mark.as_fd()]);
-    close_all_but(&keep)?;
-    // Descriptors of ckpt-restore that were closed are never dropped here: this process leaves by _exit.
-    std::mem::forget(null);
-    Ok(())
 }
 
 /// The guardian: sees to it that there is a server until all is done.
-fn guard(helpers: &mut Helpers, mut server: Option<Pid>, mut ready: Option<File>) -> i32 {
+///
+/// This process must have one thread only and every signal blocked. `ready` is told when a server serves. Gives the exit status.
+pub fn guard(helpers: &mut Helpers, mut server: Option<Pid>, mut ready: Option<File>) -> i32 {
     let guardian = getpid();
     for _ in 0..MOST_DEATHS {
         let made = match server.take() {
@@ -118,7 +79,10 @@ fn until_gone(pid: Pid) {
 fn serve(helpers: &mut Helpers, guardian: Pid, ready: Option<&mut File>) -> i32 {
     // It may have been killed before we began.
     let mut watched = pidfd(guardian).ok().filter(|_| getppid() == guardian);
-    helpers.server.take_over();
+    if let Err(trouble) = helpers.server.take_over() {
+        give_up(helpers, trouble);
+        return 1;
+    }
     if let Some(ready) = ready {
         let _ = ready.write_all(b"r");
     }

@@ -1,13 +1,13 @@
 //! The sign, for all who are to take a checkpoint, that memory of a group is still arriving.
 //!
 //! ```text
-//!  /run/ckpt/arriving/GROUP/NAME    "PID START\n"… : whose memory it is; locked (flock(2)) by both helpers as long as one lives
+//!  /run/ckpt/arriving/GROUP/NAME    "PID START\n"… : whose memory it is; locked (flock(2)) as long as a descriptor of it is open
 //! ```
-//! Removed when all memory is there. A file that nobody has locked any more tells that both helpers ended before.
+//! Those who bring the memory have it open, and systemd, who keeps it for them. Removed when all memory is there. A file that nobody has
+//! locked any more tells that their service was ended before.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
@@ -32,9 +32,14 @@ pub struct Lazily {
     pub group: String,
     /// Where marks of the group are.
     pub marks: PathBuf,
+    /// Where the keeper listens ([`super::keeper`]).
+    pub keeper: PathBuf,
     /// Fewer bytes than this are put into memory before the group runs.
     pub least: u64,
 }
+
+/// Group, path, the file, the units' cgroup directories.
+pub type MarkParts = (String, PathBuf, File, Vec<PathBuf>);
 
 /// The sign for one restore.
 #[derive(Debug)]
@@ -61,6 +66,16 @@ impl Mark {
         Ok(Self { group: lazily.group.clone(), path, file, cgroups })
     }
 
+    /// The same, in another process that has got its parts.
+    pub fn of_parts((group, path, file, cgroups): MarkParts) -> Self {
+        Self { group, path, file, cgroups }
+    }
+
+    /// What it is made of.
+    pub fn into_parts(self) -> MarkParts {
+        (self.group, self.path, self.file, self.cgroups)
+    }
+
     /// All memory is there.
     pub fn remove(&self) {
         let _ = fs::remove_file(&self.path);
@@ -85,12 +100,6 @@ impl Mark {
     }
 }
 
-impl AsFd for Mark {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
 /// When a process began; `None` if it is gone.
 fn start_time(pid: i32) -> Option<u64> {
     task::start_time(Pid::from_raw(pid)).ok()
@@ -103,7 +112,7 @@ pub enum Found {
     Arriving,
     /// It is no more, or its processes are.
     Over,
-    /// Both helpers ended before all was there, and the processes run.
+    /// Nobody brings it any more, and the processes run.
     Lost,
 }
 
@@ -132,7 +141,7 @@ mod tests {
     #[test]
     fn a_mark_says_whether_memory_arrives_or_is_lost() {
         let marks = std::env::temp_dir().join(format!("ckpt-marks-{}", std::process::id()));
-        let lazily = Lazily { group: "web".into(), marks: marks.clone(), least: 0 };
+        let lazily = Lazily { group: "web".into(), marks: marks.clone(), keeper: PathBuf::new(), least: 0 };
         let ours = std::process::id() as i32;
         let mark = Mark::set(&lazily, &[ours], vec![]).unwrap();
         let path = mark.path.clone();

@@ -1,19 +1,22 @@
 //! Lazy restore: members run before their memory is there; it comes when it is touched, and all of it meanwhile.
 //!
 //! ```text
-//!  rebuild:  mappings made ► hot pages put there ► userfaultfd in the member, taken ► the rest registered as missing ► helpers ► release
-//!  helpers:  a page that is touched, from the image, checked ► put there        ┐ until nothing is missing; then the userfaultfds are
+//!  rebuild:  mappings made ► hot pages put there ► userfaultfd in the member, taken ► the rest registered as missing ► keeper ► release
+//!  keeper:   a page that is touched, from the image, checked ► put there        ┐ until nothing is missing; then the userfaultfds are
 //!            all others, in order                            ► put there        ┘ closed and the memory is like any other
 //! ```
 //! Only private anonymous memory comes late, and only where nothing asks for it before: not what is locked, sealed, guarded, wiped on fork or
 //! huge by hugetlbfs. Why not a private mapping of the image, which would need no helper: pages given back by madvise(MADV_DONTNEED)
-//! would show the image again, where they must be zero.
+//! would show the image again, where they must be zero. What makes a userfaultfd as robust: systemd itself has each of them ([`store`]).
 
 pub mod absent;
+mod estate;
 pub mod guard;
 mod hot;
+pub mod keeper;
 pub mod mark;
 pub mod server;
+pub mod store;
 
 use std::collections::BTreeSet;
 

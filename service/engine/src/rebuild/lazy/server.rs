@@ -1,10 +1,10 @@
 //! Serving the pages of lazily restored members: on demand, and all the rest meanwhile.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
-use ckpt_image::PageReader;
+use ckpt_image::PageFiles;
 use ckpt_sys::event_log::{Event, EventLog};
 use ckpt_sys::missing::{Missing, Put};
 use ckpt_sys::{AddrRange, VirtAddr};
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::absent::{Absent, Part};
+use super::store::Store;
 use crate::error::with_sources;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
@@ -35,8 +36,9 @@ struct Space {
 /// All address spaces of a group.
 #[derive(Debug)]
 pub struct Server {
-    pages: PageReader,
+    pages: PageFiles,
     log: EventLog,
+    store: Store,
     /// By the number of their userfaultfd.
     spaces: BTreeMap<RawFd, Space>,
     /// Who waits for which page.
@@ -51,29 +53,22 @@ pub struct Server {
 pub type Trouble = String;
 
 impl Server {
-    /// Of this image, for these address spaces. ENOMEM.
-    pub fn new(pages: PageReader, spaces: Vec<(Missing, Absent)>) -> Result<Self, ckpt_sys::Error> {
-        /// 256 MiB of addresses; memory only for events that come.
-        const EVENTS: usize = 1 << 23;
+    /// Of this image, for these address spaces.
+    pub fn new(pages: PageFiles, spaces: Vec<(Missing, Absent)>, log: EventLog, store: Store) -> Self {
         let spaces = spaces.into_iter().map(|(missing, absent)| {
             let at = 0;
             (missing.number(), Space { missing, absent, at })
         });
-        Ok(Self {
+        Self {
             pages,
-            log: EventLog::new(EVENTS)?,
+            log,
+            store,
             spaces: spaces.collect(),
             waiting: VecDeque::new(),
             buffer: Vec::new(),
             short_of_memory: 0,
             changing: false,
-        })
-    }
-
-    /// The descriptors that it needs.
-    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let files = (0..self.pages.images()).map(|image| self.pages.file(image).as_fd());
-        files.chain(self.spaces.values().map(|space| space.missing.as_fd())).collect()
+        }
     }
 
     /// Says that nothing is left to do, to all who share the log.
@@ -87,8 +82,13 @@ impl Server {
     }
 
     /// Begins where another left off who ended: knows what he was told, and has all who wait ask again.
-    pub fn take_over(&mut self) {
+    pub fn take_over(&mut self) -> Result<(), Trouble> {
         for (fd, event) in self.log.replay() {
+            if let Event::Fork(child) = event
+                && !Store::has(child)
+            {
+                return Err("all who brought it were killed while a process was making a child".into());
+            }
             self.note(fd, event);
         }
         self.waiting.clear();
@@ -97,6 +97,7 @@ impl Server {
             // Fails where the process is gone.
             let _ = space.missing.wake(all);
         }
+        Ok(())
     }
 
     /// Serves who waits, or puts some pages that nobody asked for. `false`: nothing is missing any more.
@@ -145,7 +146,9 @@ impl Server {
         match event {
             Event::Fault(address) => self.waiting.push_back((fd, address / PAGE)),
             Event::Fork(child) => {
-                let missing = Missing::of_child(child);
+                // First of all: until then it is open in our table only.
+                self.store.put(child);
+                let missing = Missing::of_number(child);
                 let child_space = Space { missing, absent: space.absent.clone(), at: space.at };
                 self.spaces.insert(child, child_space);
             }
