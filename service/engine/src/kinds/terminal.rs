@@ -80,6 +80,7 @@ fn state(cx: &DescriptorCapture<'_>, found: &Found, index: u32) -> Result<Termin
         foreground: known(foreground),
         node: node.map(|stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)),
         output: Vec::new(),
+        lines: Vec::new(),
         input: Vec::new(),
     })
 }
@@ -118,21 +119,75 @@ fn take_waiting(
     master: BorrowedFd<'_>,
     slave: BorrowedFd<'_>,
 ) -> Result<(), Errno> {
-    if socket::readable(master)? == 0 && socket::readable(slave)? == 0 {
+    let settings = terminal::settings(master)?;
+    let canonical = terminal::is_canonical(&settings);
+    if !canonical && socket::readable(master)? == 0 && socket::readable(slave)? == 0 {
         return Ok(());
     }
-    let settings = terminal::settings(master)?;
     terminal::set_packet(master, false)?;
-    let taken = terminal::set_settings(master, &terminal::raw(&settings)).and_then(|()| {
+    // A line without an end shows itself only in a terminal that gives no lines.
+    let lines = if canonical { read_lines(slave) } else { Ok(Vec::new()) };
+    let taken = lines.and_then(|lines| {
+        state.lines = lines;
+        terminal::set_settings(master, &terminal::raw(&settings))?;
         state.output = read_all(master)?;
         state.input = read_all(slave)?;
-        write_all(slave, &state.output)?;
-        write_all(master, &state.input)
+        put_waiting(state, &settings, master, slave)
     });
     // What was changed comes back, whatever became of the rest.
     terminal::set_settings(master, &settings)?;
     terminal::set_packet(master, state.packet)?;
     taken
+}
+
+/// Lines of a canonical terminal, as they are read.
+fn read_lines(slave: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut lines = Vec::new();
+    // Its buffer has 4,096 bytes, so there are no more lines, nor longer ones.
+    while lines.len() < 4096
+        && socket::ready(slave, libc::POLLIN)? & (libc::POLLIN | libc::POLLHUP) == libc::POLLIN
+    {
+        let mut line = vec![0; 4096];
+        let read = nix::unistd::read(slave, &mut line)?;
+        line.truncate(read);
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+/// Writes what is to wait on both sides. Leaves a terminal of lines with settings that have ICANON, since a change of that would make one line
+/// of all that waits.
+fn put_waiting(
+    state: &TerminalState,
+    settings: &[u8; terminal::SETTINGS],
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    terminal::set_settings(master, &terminal::raw(settings))?;
+    write_all(slave, &state.output)?;
+    let all = || state.lines.iter().flatten().chain(&state.input);
+    let end = (1..=u8::MAX).find(|end| *end != b'\n' && !all().any(|byte| byte == end)).unwrap_or(4);
+    if terminal::is_canonical(settings) {
+        terminal::set_settings(master, &terminal::lines(settings, end))?;
+    }
+    for line in &state.lines {
+        type_in(line, master, slave)?;
+        if line.last() != Some(&b'\n') {
+            type_in(&[end], master, slave)?;
+        }
+    }
+    type_in(&state.input, master, slave)
+}
+
+fn type_in(bytes: &[u8], master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<(), Errno> {
+    for (at, byte) in bytes.iter().enumerate() {
+        match terminal::type_in(slave, *byte) {
+            Ok(()) => {}
+            Err(Errno::EPERM | Errno::EIO) => return write_all(master, &bytes[at..]),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn read_all(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
@@ -283,9 +338,7 @@ fn furnish(master: BorrowedFd<'_>, state: &TerminalState) -> Result<Option<Owned
     }
     terminal::set_locked(master, false)?;
     let slave = terminal::open_peer(master, libc::O_RDWR)?;
-    terminal::set_settings(master, &terminal::raw(&settings))?;
-    write_all(slave.as_fd(), &state.output)?;
-    write_all(master, &state.input)?;
+    put_waiting(state, &settings, master, slave.as_fd())?;
     terminal::set_settings(master, &settings)?;
     if let Some((mode, uid, gid)) = state.node {
         nix::unistd::fchown(&slave, Some(uid.into()), Some(gid.into()))?;

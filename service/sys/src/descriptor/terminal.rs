@@ -8,6 +8,8 @@ use super::{Result, owned};
 
 /// sizeof(struct termios2).
 pub const SETTINGS: usize = 44;
+/// Offset of c_cc.
+const CHARACTERS: usize = 17;
 const TIOCGDEV: libc::c_ulong = 0x8004_5432;
 const TIOCGPKT: libc::c_ulong = 0x8004_5438;
 const TIOCGPTLCK: libc::c_ulong = 0x8004_5439;
@@ -56,7 +58,28 @@ pub fn raw(settings: &[u8; SETTINGS]) -> [u8; SETTINGS] {
     let mut raw = *settings;
     raw[..8].fill(0);
     raw[12..16].fill(0);
+    (raw[CHARACTERS + libc::VMIN], raw[CHARACTERS + libc::VTIME]) = (0, 0);
     raw
+}
+
+/// The same, but lines, which end with a newline or, without it, with `end`; no other character means anything.
+pub fn lines(settings: &[u8; SETTINGS], end: u8) -> [u8; SETTINGS] {
+    let mut lines = raw(settings);
+    lines[12] = libc::ICANON as u8;
+    lines[CHARACTERS..CHARACTERS + 19].fill(0);
+    lines[CHARACTERS + libc::VEOF] = end;
+    lines
+}
+
+/// Whether a terminal gives whole lines.
+pub fn is_canonical(settings: &[u8; SETTINGS]) -> bool {
+    u32::from(settings[12]) & libc::ICANON != 0
+}
+
+/// Puts a byte into a terminal's input, at once, where a write to the master is looked at later (ioctl_tty(2), TIOCSTI). EPERM, EIO
+/// without CAP_SYS_ADMIN.
+pub fn type_in(terminal: BorrowedFd<'_>, byte: u8) -> Result<()> {
+    pass(terminal, libc::TIOCSTI, &mut byte.clone())
 }
 
 /// struct winsize.

@@ -47,6 +47,8 @@ pub struct TerminalState {
     pub node: Option<(u32, u32, u32)>,
     /// Written by the terminal's users and not read from the master.
     pub output: Vec<u8>,
-    /// Written to the master and not read from the terminal.
+    /// Whole lines written to the master of a canonical terminal and not read from it, each as one read(2) gives it.
+    pub lines: Vec<Vec<u8>>,
+    /// Written to the master and not read from the terminal, behind them: of a canonical terminal a line that has no end yet.
     pub input: Vec<u8>,
 }
