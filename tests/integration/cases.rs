@@ -2,15 +2,16 @@
 
 use crate::fixture::{self, Group};
 use crate::runner::{Test, skip, test};
-use ckpt_tests::system::run;
+use ckpt_tests::system::{must, run};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 4] =
-    [("case-files", ""), ("case-sockets", ""), ("case-memory", ""), ("case-ipc", "")];
+const PROGRAMS: [(&str, &str); 5] =
+    [("case-files", ""), ("case-sockets", ""), ("case-memory", ""), ("case-ipc", ""), ("case-terminal", "")];
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<_> =
         PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect();
+    tests.push(test("case-ipc-generations", ownerless_objects_are_the_groups_for_generations));
     tests.push(test("upgrade", an_upgrade_does_not_end_a_checkpoint));
     tests
 }
@@ -74,8 +75,39 @@ fn comes_back(name: &str, program: &str, case: &str, settings: &str) {
     let victim = group.victim(program, case, settings);
     skip_if_it_cannot(&victim);
     group.checkpoint(&["--stop"]);
+    lose_what_outlives_processes();
     group.restore();
     assert_eq!(victim.ask(), 0);
+}
+
+/// System V objects and POSIX queues are there without the processes that made them; a reboot ends them.
+fn lose_what_outlives_processes() {
+    run(&["ipcrm", "--all"]);
+    let place = "/run/queues";
+    std::fs::create_dir_all(place).expect("a directory");
+    must(&["mount", "-t", "mqueue", "mqueue", place]);
+    for queue in std::fs::read_dir(place).expect("readable").flatten() {
+        std::fs::remove_file(queue.path()).expect("removed");
+    }
+    must(&["umount", place]);
+}
+
+/// What belongs to no process is known as the group's again at each checkpoint.
+fn ownerless_objects_are_the_groups_for_generations(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let cases =
+        ["sysv_messages_empty_but_used", "sysv_messages", "sysv_segment_unattached_whole", "posix_queue"];
+    let victims: Vec<_> = cases
+        .iter()
+        .map(|case| group.victim_at(case, &fixture::victim_program("case-ipc"), case, ""))
+        .collect();
+    for _ in 0..3 {
+        group.checkpoint(&["--stop"]);
+        lose_what_outlives_processes();
+        group.restore();
+    }
+    victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
 }
 
 /// `check` names the code, and so does the refused checkpoint; nothing happens to the victim.

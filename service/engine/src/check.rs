@@ -7,7 +7,7 @@ use ckpt_sys::gate::Gate;
 use crate::api::{Group, Problem, Severity, Unit};
 use crate::capture::files::UnitPlaces;
 use crate::capture::memory::{self, survey};
-use crate::capture::{Files, Identities, Objects, ephemeral, foresee, sysv};
+use crate::capture::{Files, Identities, Objects, ephemeral, foresee};
 use crate::error::Error;
 use crate::kinds::{Depth, DescriptorCapture};
 use crate::members::{self, Member};
@@ -45,8 +45,6 @@ fn look(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>,
     problems.extend(traced(&members, &running));
     problems.extend(people(&members, &running));
     problems.extend(memory(group, &members, &running)?);
-    let pids: Vec<_> = members.iter().map(|m| (m.unit, m.pid)).collect();
-    problems.extend(sysv::look(&pids, |unit| running[unit.index()].name.clone())?.1);
     problems.extend(descriptors(&members, &running, &subvolumes));
     problems.sort_by_key(|p| p.severity == Severity::Warning);
     Ok((subvolumes, problems))

@@ -8,13 +8,15 @@
 //!
 //! A record that is still there when nobody freezes is a daemon that died in the window: `ckptd --thaw` (ExecStopPost= of
 //! ckptd.service) and the start of ckptd write 0 to each cgroup named. Gates open by themselves and ptrace(2) lets its
-//! threads go when the tracer ends, so the freezer is the only thing that outlives the daemon.
+//! threads go when the tracer ends, so the freezer is the only thing that outlives the daemon; and messages that it was reading, which are
+//! given back first (`capture/messages.rs`).
 
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::api::Event;
+use crate::capture::messages;
 use crate::error::Error;
 
 /// The record of one group; removed when dropped, after the caller has thawed.
@@ -47,13 +49,14 @@ impl Drop for FrozenRecord {
 /// Thaws every cgroup that a record names and removes the records. Errors only where the records cannot be read; a cgroup
 /// that is gone needs no thaw.
 pub fn thaw_recorded(run: &Path, cgroup_mount: &Path) -> Result<Vec<Event>, Error> {
+    // Before anybody can look into a queue.
+    let mut events: Vec<_> = messages::settle(run).into_iter().map(Event::Warning).collect();
     let directory = run.join("frozen");
     let entries = match fs::read_dir(&directory) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(events),
         Err(e) => return Err(Error::io(format!("read {}", directory.display()), e)),
     };
-    let mut events = Vec::new();
     for entry in entries.flatten() {
         let text = fs::read_to_string(entry.path()).unwrap_or_default();
         for cgroup in text.lines().filter(|l| is_plain_path(l)) {

@@ -86,7 +86,11 @@ const OBJECTS: &[Row] = &[
     refused("Landlock ruleset", "landlock", "rulesets that are enforced are no descriptors"),
     refused("KVM", "kvm", ""),
     refused("fsopen, fspick", "mount-object", ""),
-    refused("POSIX message queue", "message-queue", ""),
+    restored(
+        "POSIX message queue that a member has open",
+        "name, limits, owner, messages, waiting processes; unlinked too",
+    ),
+    refused("POSIX message queue of whose messages somebody is to be told (mq_notify)", "message-queue", ""),
     refused("any other kind", "descriptor-kind", ""),
 ];
 
@@ -130,7 +134,14 @@ const MEMORY: &[Row] = &[
     restored("madvise, mlock, mlockall, mseal, MAP_DROPPABLE", ""),
     restored("memfd, System V segments, /dev/shm", "shared as they were"),
     restored("vDSO", "that of the kernel that runs"),
-    restored("System V semaphores", "values and waiting processes"),
+    restored("System V semaphores", "values, waiting processes, what is to be undone (SEM_UNDO)"),
+    refused(
+        "SEM_UNDO of processes that undo together (CLONE_SYSVSEM)",
+        "semaphore-undo",
+        "threads of one process do, and are restored",
+    ),
+    restored("System V message queue", "id, key, owner, limit, messages, waiting processes"),
+    restored("System V segment that nobody is attached to", ""),
     refused("huge pages that are shared (hugetlbfs)", "hugetlb-shared", ""),
     refused("memfd_secret", "secret-memory", ""),
     refused("shadow stack", "shadow-stack", ""),
@@ -139,8 +150,6 @@ const MEMORY: &[Row] = &[
     refused("memory of a device", "device-mapping", ""),
     refused("kernel AIO", "aio", ""),
     refused("mapping of any other kind", "special-mapping", ""),
-    refused("System V message queue", "sysv-queue", ""),
-    refused("System V segment that nobody is attached to", "sysv-unattached", ""),
 ];
 
 /// The parts of the table, with their titles.

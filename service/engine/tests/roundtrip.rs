@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use ckpt_engine::capture::session::Capture;
-use ckpt_engine::capture::{Members, Precopy};
+use ckpt_engine::capture::{Freezer, Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
 use ckpt_engine::rebuild::lazy::{Lazily, keeper, mark};
 use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
@@ -203,7 +203,9 @@ impl Scratch {
             let seized =
                 seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
             let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;
-            let captured = capture.take(&mut members, chain, precopy, &directory, deadline);
+            let cgroups = std::slice::from_ref(&self.cgroup);
+            let freezer = Freezer { group: "test", run: &directory, cgroups };
+            let captured = capture.take(&mut members, chain, precopy, &directory, &freezer, deadline);
             let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
             let last = link + 1 == LINKS;
             if last {

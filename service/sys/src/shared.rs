@@ -12,14 +12,14 @@ fn fail(op: &'static str) -> Error {
     Error::Kernel { op, subject: Subject::Here, source: Errno::last() }
 }
 
-/// Opens what is mapped at `[start, start + len)` of this process, for reading and writing, through /proc/self/map_files.
+/// Opens what is mapped at `[start, start + len)` of this process, for reading and perhaps writing, through /proc/self/map_files.
 /// EPERM without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
-fn open_mapped(start: *mut libc::c_void, len: usize) -> Result<File> {
+fn open_mapped(start: *mut libc::c_void, len: usize, write: bool) -> Result<File> {
     let start = start as usize;
     let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
     OpenOptions::new()
         .read(true)
-        .write(true)
+        .write(write)
         .custom_flags(libc::O_CLOEXEC)
         .open(&path)
         .map_err(|e| Error::io("open", path, &e))
@@ -36,9 +36,27 @@ pub fn anonymous(len: u64) -> Result<File> {
     if start == libc::MAP_FAILED {
         return Err(fail("mmap of shared memory"));
     }
-    let file = open_mapped(start, len);
+    let file = open_mapped(start, len, true);
     // SAFETY: the mapping just made, to which nothing refers.
     unsafe { libc::munmap(start, len) };
+    file
+}
+
+/// Bit of a segment's mode: it is locked into memory, by shmctl(2) with this command.
+const SHM_LOCKED: u32 = 0o2000;
+const SHM_LOCK: libc::c_int = 11;
+
+/// Opens a System V segment of the caller's IPC namespace, of `size` bytes, by attaching to it for a moment: after that we are the last
+/// who used it.
+pub fn open_segment(shmid: i32, size: u64, write: bool) -> Result<File> {
+    // SAFETY: attaches at an address that the kernel chooses.
+    let start = unsafe { libc::shmat(shmid, std::ptr::null(), if write { 0 } else { libc::SHM_RDONLY }) };
+    if start as isize == -1 {
+        return Err(fail("shmat"));
+    }
+    let file = open_mapped(start, (size as usize).next_multiple_of(4096), write);
+    // SAFETY: attached above; nothing refers to it.
+    unsafe { libc::shmdt(start) };
     file
 }
 
@@ -102,15 +120,11 @@ impl Segment {
         if unsafe { libc::shmctl(self.shmid, libc::IPC_SET, &raw mut ds) } != 0 {
             return Err(fail("shmctl IPC_SET"));
         }
-        // SAFETY: attaches at an address that the kernel chooses.
-        let start = unsafe { libc::shmat(self.shmid, std::ptr::null(), 0) };
-        if start as isize == -1 {
-            return Err(fail("shmat"));
+        if self.mode & SHM_LOCKED != 0 {
+            // SAFETY: SHM_LOCK takes no buffer. Without it the segment is the same, only that it may be swapped out.
+            unsafe { libc::shmctl(self.shmid, SHM_LOCK, std::ptr::null_mut()) };
         }
-        let file = open_mapped(start, (self.size as usize).next_multiple_of(4096));
-        // SAFETY: attached above; nothing refers to it.
-        unsafe { libc::shmdt(start) };
-        file
+        open_segment(self.shmid, self.size, true)
     }
 
     fn remove_leftover(&self, id: i32) -> Result<()> {

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use ckpt_image::records::{FdTableId, FileRecord, GroupImage, Pid, SpaceId, UnitClocks, UnitRecord};
+use ckpt_image::records::{
+    FdTableId, FileRecord, GroupImage, Pid, QueueRecord, SpaceId, UnitClocks, UnitRecord,
+};
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
 use ckpt_sys::thread::Deadline;
 
@@ -19,7 +21,7 @@ use super::family::namespaces;
 use super::members::{self, Members};
 use super::memory::{self, Copied, Plan, SpaceInput};
 use super::sysv;
-use super::{Files, Objects, Precopy};
+use super::{Files, Freezer, Objects, Precopy};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
@@ -128,6 +130,7 @@ impl Capture {
         mut chain: Chain,
         precopy: Precopy,
         directory: &Path,
+        freezer: &Freezer<'_>,
         deadline: Deadline,
     ) -> Result<Captured, Error> {
         let Precopy { mut pages, spaces: mut early, .. } = precopy;
@@ -146,8 +149,10 @@ impl Capture {
         let people = members.capture(&self.units, &mut self.files, deadline).map_err(failed)?;
         refuse(group, &people.problems)?;
         let homes = homes(&mut self.units, &people);
-        let open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
+        let mut open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
         refuse(group, &open.problems)?;
+        let unit = |queue: &QueueRecord| self.units[queue.unit.index()].name.clone();
+        refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit, deadline)?)?;
 
         let mut memory = self.plan.begin();
         let keys: Vec<_> = people.spaces.iter().map(|facts| SpaceKey::of(facts.pid)).collect();
@@ -188,7 +193,7 @@ impl Capture {
         }
         refuse(group, memory.problems())?;
         early.into_values().for_each(|gone| pages.rename(gone.provisional, None));
-        let (sysv, problems) = sysv::look(&people.living, |unit| self.units[unit.index()].name.clone())?;
+        let (sysv, problems) = sysv::take(&self.units, &people, members, &mut self.objects, deadline)?;
         refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects, Some(&chain)).map_err(|e| e.for_group(group))?;
         archive_ephemeral(&mut self.units, &homes, directory)?;
@@ -219,6 +224,7 @@ impl Capture {
             sighands: people.sighands,
             descriptions: open.descriptions,
             pipes: open.pipes,
+            queues: open.queues,
             files: self.files.into_records(),
             objects: self.objects.into_records(),
             seccomp_filters: people.seccomp_filters,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ckpt_image::records::{
     DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
-    OwnerRecord, PipeRecord, UnitIndex,
+    OwnerRecord, PipeRecord, QueueRecord, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, Place, fdinfo, make};
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::class::{Class, classify};
+use super::message_queue::{self, OpenQueue};
 use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd};
 use super::{terminal, timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
@@ -42,6 +43,10 @@ pub struct Captured {
     pub descriptions: Vec<DescriptionRecord>,
     /// The pipes.
     pub pipes: Vec<PipeRecord>,
+    /// POSIX message queues, without their messages.
+    pub queues: Vec<QueueRecord>,
+    /// The same, open.
+    pub open_queues: Vec<OpenQueue>,
     /// What cannot be captured (errors) and what will be different (warnings).
     pub problems: Vec<Problem>,
 }
@@ -96,6 +101,7 @@ pub struct DescriptorCapture<'a> {
     /// What the process before had at a number: a child has mostly the same.
     hints: HashMap<RawFd, usize>,
     pub(super) pipes: pipe::Pipes,
+    pub(super) queues: message_queue::Queues,
     pub(super) unix: unix_socket::Peers,
     pub(super) inet: inet::Ends,
     systemd_sockets: Option<HashSet<u64>>,
@@ -127,6 +133,7 @@ impl<'a> DescriptorCapture<'a> {
             by_ino: HashMap::new(),
             hints: HashMap::new(),
             pipes: pipe::Pipes::default(),
+            queues: message_queue::Queues::default(),
             unix: unix_socket::Peers::default(),
             inet: inet::Ends::default(),
             systemd_sockets: None,
@@ -409,7 +416,8 @@ impl<'a> DescriptorCapture<'a> {
             .zip(kinds)
             .filter_map(|(found, kind)| kind.map(|kind| description(found, kind, &self.identities)))
             .collect();
-        Captured { tables, descriptions, pipes, problems: self.problems }
+        let message_queue::Queues { records: queues, open: open_queues, .. } = self.queues;
+        Captured { tables, descriptions, pipes, queues, open_queues, problems: self.problems }
     }
 }
 

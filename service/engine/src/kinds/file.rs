@@ -10,6 +10,7 @@ use ckpt_image::records::{DescriptionKind, DescriptionRecord, FileId, FileLock, 
 use ckpt_sys::btrfs;
 use ckpt_sys::descriptor::fdinfo::{self, LockKind};
 use ckpt_sys::descriptor::make;
+use ckpt_sys::posix_queues;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::{FileStat, fstat};
@@ -18,7 +19,7 @@ use nix::unistd::Whence;
 
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::{Error, Refusal, terminal, unix_name};
+use super::{Error, Refusal, message_queue, terminal, unix_name};
 use crate::capture::Identities;
 use crate::capture::files::Seen;
 
@@ -31,6 +32,9 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     let path = path.as_path();
     if let Some(kind) = proc_file(cx, found, path, deleted)? {
         return Ok(kind);
+    }
+    if is_message_queue(found) {
+        return message_queue::capture(cx, found);
     }
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     if !path_only {
@@ -251,17 +255,18 @@ fn is_same(found: &Found, there: &FileStat) -> bool {
     numbers || !matches!(type_of, libc::S_IFREG | libc::S_IFDIR) || !stable()
 }
 
+fn is_message_queue(found: &Found) -> bool {
+    let regular = found.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    // Those of mqueue are 80 bytes long, and fstatfs(2) of every file would be a call more.
+    let size = found.stat.st_size == 80;
+    regular && size && fstatfs(found.fd()).is_ok_and(|fs| fs.filesystem_type().0 == posix_queues::FILE_SYSTEM)
+}
+
 /// File systems whose files are objects of another kind.
 fn refuse_file_system(found: &Found) -> Result<(), Refusal> {
-    const MQUEUE: i64 = 0x1980_0202;
     const SECRET_MEMORY: i64 = 0x5345_434d;
     let kind = fstatfs(found.fd()).map(|fs| fs.filesystem_type().0);
     match kind {
-        Ok(MQUEUE) => Err(Refusal::new(
-            "message-queue",
-            "a POSIX message queue cannot be captured",
-            "close it before the checkpoint",
-        )),
         Ok(SECRET_MEMORY) => Err(Refusal::new(
             "secret-memory",
             "memory of memfd_secret(2) cannot be read, and so not be captured",

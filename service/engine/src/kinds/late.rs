@@ -55,7 +55,28 @@ pub fn calls(image: &GroupImage) -> Vec<LateCall> {
         member.owners(&mut calls, &mut owned);
         member.listens(&mut calls);
     }
+    calls.extend(registrations(image));
     calls
+}
+
+/// mq_notify(3) with SIGEV_NONE: the process tells nobody else to be told.
+fn registrations(image: &GroupImage) -> impl Iterator<Item = LateCall> {
+    image.queues.iter().enumerate().filter_map(|(index, queue)| {
+        let pid = queue.registered?;
+        let process = image.processes.iter().find(|process| process.pid == pid)?;
+        let table = image.fd_tables.get(process.body.as_ref()?.fd_table.index())?;
+        let is_it = |id: DescriptionId| {
+            let kind = image.descriptions.get(id.index()).map(|record| &record.kind);
+            matches!(kind, Some(DescriptionKind::MessageQueue { queue }) if queue.index() == index)
+        };
+        let fd = table.descriptors.iter().find(|d| is_it(d.description))?.fd;
+        // struct sigevent: value, signal, method.
+        let mut event = vec![0; 64];
+        event[12..16].copy_from_slice(&libc::SIGEV_NONE.to_ne_bytes());
+        let args = [fd as u64, 0, 0, 0, 0, 0];
+        let (nr, what) = (libc::SYS_mq_notify, format!("mq_notify of fd {fd}"));
+        Some(LateCall { pid, nr, args, data: Some((1, event)), moved_to: Vec::new(), must: true, what })
+    })
 }
 
 struct Member<'i> {

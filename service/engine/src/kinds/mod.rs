@@ -26,6 +26,7 @@ mod inet;
 mod inotify;
 pub mod late;
 mod memfd;
+mod message_queue;
 mod multicast;
 mod netlink;
 mod options;
@@ -45,6 +46,7 @@ mod unix_socket;
 pub use terminal::Controlling;
 
 pub use collect::{Captured, Depth, DescriptorCapture};
+pub use message_queue::OpenQueue;
 
 use nix::errno::Errno;
 

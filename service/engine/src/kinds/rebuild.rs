@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ckpt_image::records::{
     DescriptionId, DescriptionKind, DescriptionRecord, FileId, FileRecord, GroupImage, ObjectId, PipeId,
-    UnitIndex,
+    QueueId, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, make};
 use nix::libc;
@@ -13,8 +13,8 @@ use nix::libc;
 use super::terminal::{Controlling, Terminals};
 use super::unix_name::Aside;
 use super::{
-    Error, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pipe, signalfd, terminal, timerfd,
-    unix_name, unix_peer,
+    Error, epoll, eventfd, file, inet, inotify, memfd, message_queue, netlink, packet, pipe, signalfd,
+    terminal, timerfd, unix_name, unix_peer,
 };
 use crate::{Problem, Severity};
 
@@ -100,6 +100,8 @@ pub(super) struct Rebuild<'i> {
     pub files: OpenFiles,
     /// Each pipe while its ends are made.
     pub pipes: HashMap<PipeId, OwnedFd>,
+    /// Each POSIX message queue while it is opened.
+    pub queues: HashMap<QueueId, OwnedFd>,
     /// Addresses at which unix sockets can be connected to before they are published.
     pub reach: HashMap<DescriptionId, Vec<u8>>,
     /// Other ends that will be closed.
@@ -125,6 +127,7 @@ impl<'i> Rebuild<'i> {
             fds: (0..image.descriptions.len()).map(|_| None).collect(),
             files: OpenFiles::new(floor)?,
             pipes: HashMap::new(),
+            queues: HashMap::new(),
             reach: HashMap::new(),
             ends: HashMap::new(),
             terminals: Terminals::default(),
@@ -140,6 +143,7 @@ impl<'i> Rebuild<'i> {
         self.each(connect)?;
         self.each(connect_waiting)?;
         self.pipes.clear();
+        self.queues.clear();
         self.each(fill)?;
         self.each(finish)?;
         self.ends.clear();
@@ -256,6 +260,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Netlink(_) => "netlink socket",
         DescriptionKind::Packet(_) => "packet socket",
         DescriptionKind::Terminal(_) => "terminal",
+        DescriptionKind::MessageQueue { .. } => "message queue",
     };
     name.to_owned()
 }
@@ -282,6 +287,7 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
         DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
         DescriptionKind::Packet(packet) => packet::create(cx, record, packet),
+        DescriptionKind::MessageQueue { queue } => message_queue::create(cx, record, *queue),
         DescriptionKind::Terminal(terminal) => terminal::create(cx, record, terminal),
         DescriptionKind::PidfdGone => {
             let fd = make::pidfd_gone().map_err(Error::call("clone3", cx.describe(record)))?;

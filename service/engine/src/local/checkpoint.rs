@@ -15,7 +15,7 @@ use ulid::Ulid;
 use super::window::{Still, Window, paired};
 use super::{LocalEngine, arrival, chain, describe};
 use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Severity, Stage, Unit};
-use crate::capture::{Capture, Captured, Precopy, Written};
+use crate::capture::{Capture, Captured, Freezer, Precopy, Written};
 use crate::check;
 use crate::error::{Error, with_sources};
 use crate::storage::{Prepared, Taken};
@@ -69,7 +69,8 @@ pub fn run(
     }
     let mut still = window.begin(|| precopy.last_round(&mut chain, job))?;
     job.stage(Stage::Frozen);
-    let taken = capture_paired(capture, (chain, precopy), &mut still, prepared, &staging.path);
+    let freezer = Freezer { group: &group.name, run: window.run, cgroups: window.cgroups };
+    let taken = capture_paired(capture, (chain, precopy), &mut still, prepared, &staging.path, &freezer);
     let draft = Draft { id, group, request, units: &units, instant: still.instant, parent };
     if request.stop {
         let freeze_usec = micros(pause + still.since.elapsed());
@@ -94,10 +95,11 @@ fn capture_paired<'s>(
     still: &mut Still,
     prepared: Prepared<'s>,
     directory: &Path,
+    freezer: &Freezer<'_>,
 ) -> Result<(Captured, Taken<'s>), Error> {
     let deadline = still.deadline;
     let members = &mut still.members;
-    paired(prepared, || capture.take(members, chain, precopy, directory, deadline))
+    paired(prepared, || capture.take(members, chain, precopy, directory, freezer, deadline))
 }
 
 /// What the manifest says besides what is measured and written.

@@ -1,4 +1,4 @@
-//! What members share and the image holds: shared memory objects, gates, System V semaphores. Made and filled here, before the members are cloned, so
+//! What members share and the image holds: shared memory objects, gates, System V objects. Made and filled here, before the members are cloned, so
 //! that all of them inherit one description. Files whose content the image holds are made where descriptions are.
 
 use std::collections::BTreeMap;
@@ -7,17 +7,14 @@ use std::fs::{File, Permissions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 
-use ckpt_image::records::{
-    GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, SemaphoreSetRecord, UnitIndex,
-};
+use ckpt_image::records::{GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, UnitIndex};
 use ckpt_image::{Container, PAGE_SIZE, PageReader, Place};
-use ckpt_sys::semaphores::SemaphoreSet;
 use ckpt_sys::shared::{Segment, anonymous};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::Failure;
 use super::memory::FdRef;
+use super::{Failure, sysv};
 use crate::error::with_sources;
 
 /// Bytes copied at a time.
@@ -53,10 +50,7 @@ impl Contents {
                 contents.gates.insert((space, mapping.start), gate(content, mapping.end - mapping.start)?);
             }
         }
-        for record in &image.sysv.semaphores {
-            within(record.unit, &mut || Ok(semaphores(record).restore().map(|()| None)?))
-                .map_err(|e| e.of_object(format!("System V semaphores {}", record.semid)))?;
-        }
+        sysv::make(image, within)?;
         Ok(contents)
     }
 
@@ -135,11 +129,6 @@ fn segment(record: &ObjectRecord) -> Option<Segment> {
         }
         _ => None,
     }
-}
-
-fn semaphores(record: &SemaphoreSetRecord) -> SemaphoreSet {
-    let SemaphoreSetRecord { semid, key, mode, owner, ref values, .. } = *record;
-    SemaphoreSet { semid, key, mode, owner, values: values.clone(), pids: Vec::new() }
 }
 
 fn memfd(name: &[u8]) -> Result<File, Failure> {

@@ -28,7 +28,7 @@ use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
-use super::{Failure, Member, clocks, ephemeral, ids, notify, release, tables, thread};
+use super::{Failure, Member, clocks, ephemeral, holes, ids, notify, release, sysv, tables, thread};
 use crate::api::UnitMain;
 use crate::kinds::late;
 use crate::kinds::rebuild::Descriptions;
@@ -155,22 +155,8 @@ fn free_area(image: &GroupImage) -> Result<VirtAddr, Failure> {
     used.extend(image.spaces.iter().map(|s| (s.layout.start_brk, s.layout.brk)));
     let own = ckpt_sys::maps::read_maps(nix::unistd::Pid::this())?;
     used.extend(own.iter().map(|m| (m.range.start.get(), m.range.end.get())));
-    find_hole(used).ok_or_else(|| Failure::not_restorable("there is no free address range for the runner"))
-}
-
-/// The lowest hole of the runner's size from 4 GiB on, with a page of distance on both sides.
-fn find_hole(mut used: Vec<(u64, u64)>) -> Option<VirtAddr> {
-    const FIRST: u64 = 1 << 32;
-    const LAST: u64 = 0x7000_0000_0000;
-    used.sort_unstable();
-    let mut at = FIRST;
-    for (start, end) in used {
-        if start >= at + nursery::AREA + 2 * nursery::PAGE {
-            break;
-        }
-        at = at.max(end.next_multiple_of(nursery::PAGE));
-    }
-    (at < LAST).then(|| VirtAddr(at + nursery::PAGE))
+    holes::find(used, 1 << 32, nursery::AREA)
+        .ok_or_else(|| Failure::not_restorable("there is no free address range for the runner"))
 }
 
 /// The main process of a unit, by its id in the image. A unit whose main process systemd did not know gets the first of its processes
@@ -383,7 +369,7 @@ impl<'a> Rebuild<'a> {
 
     /// What descriptors need once all members exist and have their ids.
     fn late_calls(&mut self) -> Result<(), Failure> {
-        for call in late::calls(self.image) {
+        for call in late::calls(self.image).into_iter().chain(sysv::calls(self.image)) {
             let Some(member) = self.members.get_mut(&call.pid) else {
                 return Err(Failure::corrupt("it has descriptors and does not live").of_pid(call.pid.0));
             };
@@ -393,7 +379,8 @@ impl<'a> Rebuild<'a> {
                 Ok(()) => {}
             }
         }
-        Ok(())
+        let places = self.places;
+        sysv::finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
     }
 
     /// Registers; then lets all go at once. Gives the numbers of processes and threads.
@@ -467,17 +454,4 @@ fn stop_those_that_were(processes: &[(&ProcessRecord, Stopped)]) -> Result<(), F
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_runner_fits_between_what_is_used() {
-        assert_eq!(find_hole(vec![]), Some(VirtAddr((1 << 32) + 4096)));
-        let used = vec![(0x1000, 1 << 33), ((1 << 33) + 0x1000, 1 << 34)];
-        assert_eq!(find_hole(used), Some(VirtAddr((1 << 34) + 4096)));
-        assert_eq!(find_hole(vec![(0, 0x7fff_ffff_f000)]), None);
-    }
 }

@@ -124,6 +124,11 @@ pub enum DescriptionKind {
     Netlink(super::NetlinkRecord),
     /// pty(7).
     Terminal(super::TerminalRecord),
+    /// mq_overview(7).
+    MessageQueue {
+        /// The queue.
+        queue: super::QueueId,
+    },
     /// packet(7).
     Packet(super::PacketRecord),
 }

@@ -177,6 +177,48 @@ pub enum ObjectKind {
 pub struct SysvRecord {
     /// Semaphore sets.
     pub semaphores: Vec<SemaphoreSetRecord>,
+    /// What processes have to undo at their end (SEM_UNDO).
+    pub undo: Vec<UndoRecord>,
+    /// Message queues.
+    pub queues: Vec<SysvQueueRecord>,
+    /// Segments that nobody is attached to, with the member that used each last, `None` if that was another process.
+    pub unattached: Vec<(super::ObjectId, Option<super::Pid>)>,
+}
+
+/// What is added to a semaphore when a process ends (semop(2), SEM_UNDO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UndoRecord {
+    /// The process.
+    pub pid: super::Pid,
+    /// semid of the set.
+    pub semid: i32,
+    /// Which semaphore of the set.
+    pub number: u16,
+    /// What is added.
+    pub adjustment: i16,
+}
+
+/// One System V message queue.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SysvQueueRecord {
+    /// The unit in whose IPC namespace it lies.
+    pub unit: super::UnitIndex,
+    /// msqid.
+    pub msqid: i32,
+    /// Key.
+    pub key: i32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner uid, gid, creator uid, gid.
+    pub owner: [u32; 4],
+    /// msg_qbytes: how many bytes it may hold.
+    pub most: u64,
+    /// The member that sent last.
+    pub sender: Option<super::Pid>,
+    /// The member that received last.
+    pub receiver: Option<super::Pid>,
+    /// The messages, in their order: type and text.
+    pub messages: Vec<(i64, Vec<u8>)>,
 }
 
 /// One System V semaphore set.

@@ -73,6 +73,8 @@ ids! {
     ObjectId,
     /// A pipe or FIFO: index into [`GroupImage::pipes`].
     PipeId,
+    /// A POSIX message queue: index into [`GroupImage::queues`].
+    QueueId,
     /// A seccomp filter program: index into [`GroupImage::seccomp_filters`].
     FilterId,
 }
@@ -106,13 +108,15 @@ pub struct GroupImage {
     pub descriptions: Vec<DescriptionRecord>,
     /// Pipes and FIFOs.
     pub pipes: Vec<PipeRecord>,
+    /// POSIX message queues.
+    pub queues: Vec<QueueRecord>,
     /// Files that are open, mapped, executed or a working directory.
     pub files: Vec<FileRecord>,
     /// Shared memory objects.
     pub objects: Vec<ObjectRecord>,
     /// seccomp filter programs: arrays of struct sock_filter (8 bytes each), as PTRACE_SECCOMP_GET_FILTER gives them.
     pub seccomp_filters: Vec<Vec<u8>>,
-    /// POSIX message queues, System V semaphores and queues, queued socket data and the like are with their kinds.
+    /// System V objects that no mapping leads to.
     pub sysv: SysvRecord,
     /// The clocks at the instant of the checkpoint.
     pub clocks: ClockRecord,

@@ -3,6 +3,7 @@
 mod event;
 mod inet;
 mod pipe;
+mod queue;
 mod socket;
 mod terminal;
 mod unix;
@@ -10,6 +11,7 @@ mod unix;
 pub use event::*;
 pub use inet::*;
 pub use pipe::*;
+pub use queue::*;
 pub use socket::*;
 pub use terminal::*;
 pub use unix::*;
