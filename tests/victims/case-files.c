@@ -1478,7 +1478,67 @@ CASE(inotify_of_moved_file)
 	holds(read(fd, buffer, sizeof buffer) > 0);
 }
 
-REFUSED(fanotify_inode_mark, "fanotify")
+static int fanotify_says(int fd, uint64_t mask, const char *name)
+{
+	char buffer[4096], link[300], path[64];
+	ssize_t got;
+	int said = 0;
+	while ((got = read(fd, buffer, sizeof buffer)) > 0) {
+		struct fanotify_event_metadata *event = (void *)buffer;
+		for (; FAN_EVENT_OK(event, got); event = FAN_EVENT_NEXT(event, got)) {
+			snprintf(path, sizeof path, "/proc/self/fd/%d", event->fd);
+			ssize_t len = readlink(path, link, sizeof link - 1);
+			link[len < 0 ? 0 : len] = 0;
+			said += event->mask & mask && len > 0 && !strcmp(strrchr(link, '/') + 1, name);
+			close(event->fd);
+		}
+	}
+	return said;
+}
+
+CASE(fanotify_ignored_file)
+{
+	int fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK, O_RDONLY);
+	if (fd < 0)
+		cannot("no fanotify");
+	close(file("a", O_RDWR));
+	must(fanotify_mark(fd, FAN_MARK_ADD, FAN_CLOSE_WRITE | FAN_EVENT_ON_CHILD, AT_FDCWD, victim_dir));
+	must(fanotify_mark(fd, FAN_MARK_ADD | FAN_MARK_IGNORED_MASK | FAN_MARK_IGNORED_SURV_MODIFY, FAN_CLOSE_WRITE,
+			   AT_FDCWD, in_dir("a")));
+	restored();
+	fanotify_says(fd, 0, "");
+	close(file("a", O_RDWR));
+	close(file("b", O_RDWR));
+	same(fanotify_says(fd, FAN_CLOSE_WRITE, "b"), 1);
+	close(file("a", O_RDWR));
+	same(fanotify_says(fd, FAN_CLOSE_WRITE, "a"), 0);
+	must(fanotify_mark(fd, FAN_MARK_REMOVE, FAN_CLOSE_WRITE | FAN_EVENT_ON_CHILD, AT_FDCWD, victim_dir));
+	close(file("b", O_RDWR));
+	same(fanotify_says(fd, FAN_CLOSE_WRITE, "b"), 0);
+}
+
+CASE(fanotify_mount_mark)
+{
+	int fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_CLOEXEC, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		cannot("no fanotify");
+	must(fanotify_mark(fd, FAN_MARK_ADD | FAN_MARK_MOUNT, FAN_CLOSE_WRITE, AT_FDCWD, victim_dir));
+	restored();
+	fanotify_says(fd, 0, "");
+	close(file("m", O_RDWR));
+	same(fanotify_says(fd, FAN_CLOSE_WRITE, "m"), 1);
+	same(fcntl(fd, F_GETFD), FD_CLOEXEC);
+}
+
+REFUSED(fanotify_permission, "fanotify")
+{
+	int fd = fanotify_init(FAN_CLASS_CONTENT | FAN_NONBLOCK, O_RDONLY);
+	if (fd < 0)
+		cannot("no fanotify");
+	restored();
+}
+
+CASE(fanotify_inode_mark)
 {
 	char buffer[1024];
 	int fd = fanotify_init(FAN_CLASS_NOTIF | FAN_NONBLOCK | FAN_REPORT_FID, O_RDONLY);

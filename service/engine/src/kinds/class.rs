@@ -14,6 +14,7 @@ pub(crate) enum Class<'a> {
     Timerfd,
     Signalfd,
     Inotify,
+    Fanotify,
     Pidfd,
     Memfd,
     /// /proc/PID/ns/NAME: its name.
@@ -32,6 +33,7 @@ pub(crate) fn classify(link: &[u8], mode: u32, flags: u32) -> Class<'_> {
             "[timerfd]" => Class::Timerfd,
             "[signalfd]" => Class::Signalfd,
             "inotify" => Class::Inotify,
+            "[fanotify]" => Class::Fanotify,
             "[pidfd]" => Class::Pidfd,
             _ => Class::Unknown(text),
         };

@@ -16,7 +16,9 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::class::{Class, classify};
 use super::message_queue::{self, OpenQueue};
-use super::{Refusal, epoll, eventfd, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd};
+use super::{
+    Refusal, epoll, eventfd, fanotify, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd,
+};
 use super::{terminal, timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
 use crate::{Problem, Severity};
@@ -377,6 +379,7 @@ impl<'a> DescriptorCapture<'a> {
             Class::Timerfd => timerfd::capture(found),
             Class::Signalfd => signalfd::capture(found),
             Class::Inotify => inotify::capture(self, found),
+            Class::Fanotify => fanotify::capture(self, found),
             Class::Pidfd => pidfd::capture(self, found),
             Class::Memfd => memfd::capture(self, found),
             Class::Namespace(name) => file::namespace(self, found, name),
@@ -451,7 +454,6 @@ fn unknown(name: &str) -> Refusal {
         name if name.starts_with("anon_inode:bpf") || name.starts_with("anon_inode:[bpf") => {
             ("bpf", "close it before the checkpoint; pin it in the file system of bpf(2) if it is to last")
         }
-        "anon_inode:[fanotify]" => ("fanotify", "stop watching before the checkpoint"),
         "anon_inode:[perf_event]" => ("perf-event", "stop measuring before the checkpoint"),
         _ => ("descriptor-kind", "close it before the checkpoint"),
     };

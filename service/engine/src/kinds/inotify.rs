@@ -20,7 +20,7 @@ use super::{Error, Refusal};
 const SETTABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
-    let mounts = if found.info.inotify.is_empty() { Vec::new() } else { mounts(found.place.pid) };
+    let mounts = if found.info.inotify.is_empty() { Vec::new() } else { devices(found.place.pid) };
     let mut watches = Vec::with_capacity(found.info.inotify.len());
     for line in &found.info.inotify {
         let path = resolve(found.place.pid, &mounts, line);
@@ -47,19 +47,35 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     Ok(DescriptionKind::Inotify(InotifyRecord { watches }))
 }
 
-/// Mount points of a process: device in the kernel's form, path.
-fn mounts(pid: i32) -> Vec<(u64, PathBuf)> {
+/// The file of a watch, as a path in the mount namespace of a process.
+pub(super) fn find(pid: i32, line: &InotifyLine) -> Option<PathBuf> {
+    let mounts = devices(pid);
+    resolve(pid, &mounts, line).or_else(|| search(pid, &mounts, line))
+}
+
+/// The first mount point of a process of which this is so.
+pub(super) fn mount_point(pid: i32, is_it: impl Fn(&(u64, u64, PathBuf)) -> bool) -> Option<PathBuf> {
+    mounts(pid).into_iter().find(is_it).map(|(_, _, path)| path)
+}
+
+/// Mount points of a process: id, device in the kernel's form, path.
+fn mounts(pid: i32) -> Vec<(u64, u64, PathBuf)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     parse_mounts(&text)
 }
 
-fn parse_mounts(text: &str) -> Vec<(u64, PathBuf)> {
+fn devices(pid: i32) -> Vec<(u64, PathBuf)> {
+    mounts(pid).into_iter().map(|(_, device, path)| (device, path)).collect()
+}
+
+fn parse_mounts(text: &str) -> Vec<(u64, u64, PathBuf)> {
     text.lines()
         .filter_map(|line| {
-            let mut words = line.split(' ').skip(2);
-            let (major, minor) = words.next()?.split_once(':')?;
+            let mut words = line.split(' ');
+            let id = words.next()?.parse().ok()?;
+            let (major, minor) = words.nth(1)?.split_once(':')?;
             let path = unescape(words.nth(1)?);
-            Some((major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?, path))
+            Some((id, major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?, path))
         })
         .collect()
 }
@@ -192,7 +208,7 @@ mod tests {
         let text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:42 / /srv/a\\040b rw - btrfs x rw\n";
         assert_eq!(
             parse_mounts(text),
-            vec![(98 << 20, PathBuf::from("/mnt2")), (42, PathBuf::from("/srv/a b"))]
+            vec![(36, 98 << 20, PathBuf::from("/mnt2")), (37, 42, PathBuf::from("/srv/a b"))]
         );
     }
 }

@@ -21,6 +21,7 @@ mod class;
 mod collect;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod file;
 mod inet;
 mod inotify;

@@ -13,8 +13,8 @@ use nix::libc;
 use super::terminal::{Controlling, Terminals};
 use super::unix_name::Aside;
 use super::{
-    Error, epoll, eventfd, file, inet, inotify, memfd, message_queue, netlink, packet, pipe, signalfd,
-    terminal, timerfd, unix_name, unix_peer,
+    Error, epoll, eventfd, fanotify, file, inet, inotify, memfd, message_queue, netlink, packet, pipe,
+    signalfd, terminal, timerfd, unix_name, unix_peer,
 };
 use crate::{Problem, Severity};
 
@@ -73,8 +73,12 @@ impl Descriptions {
         self.terminals.controlling(image)
     }
 
-    /// Takes away what the rebuild itself has made inotify instances tell. To be called last.
+    /// Takes away what the rebuild itself has made inotify and fanotify instances tell. To be called last.
     pub fn quiet(&self, image: &GroupImage) {
+        let is_fanotify = |record: &&DescriptionRecord| matches!(record.kind, DescriptionKind::Fanotify(_));
+        for fd in image.descriptions.iter().filter(is_fanotify).filter_map(|record| self.get(record.id)) {
+            let _ = make::fanotify_drain(fd);
+        }
         let is_inotify = |record: &&DescriptionRecord| matches!(record.kind, DescriptionKind::Inotify(_));
         for fd in image.descriptions.iter().filter(is_inotify).filter_map(|record| self.get(record.id)) {
             // Events too many are less bad than no restore.
@@ -252,6 +256,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Timerfd(_) => "timerfd",
         DescriptionKind::Signalfd(_) => "signalfd",
         DescriptionKind::Inotify(_) => "inotify",
+        DescriptionKind::Fanotify(_) => "fanotify",
         DescriptionKind::Pidfd(_) | DescriptionKind::PidfdGone => "pidfd",
         DescriptionKind::Memfd { .. } => "memfd",
         DescriptionKind::Journal { .. } => "journal",
@@ -277,6 +282,10 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         DescriptionKind::Inotify(inotify) => {
             cx.enter(record.unit)?;
             inotify::create(cx, record, inotify)
+        }
+        DescriptionKind::Fanotify(fanotify) => {
+            cx.enter(record.unit)?;
+            fanotify::create(cx, record, fanotify)
         }
         DescriptionKind::Memfd { object } => memfd::create(cx, record, *object),
         DescriptionKind::Journal { stderr } => journal(cx, record, *stderr),

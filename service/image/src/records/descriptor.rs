@@ -102,6 +102,8 @@ pub enum DescriptionKind {
     Signalfd(super::SignalfdRecord),
     /// inotify(7).
     Inotify(super::InotifyRecord),
+    /// fanotify(7).
+    Fanotify(super::FanotifyRecord),
     /// A pidfd of a process that ended and was waited for.
     PidfdGone,
     /// pidfd_open(2): made in the members that hold it, when its target is there.

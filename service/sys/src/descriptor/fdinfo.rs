@@ -30,6 +30,10 @@ pub struct FdInfo {
     pub sigmask: Option<u64>,
     /// inotify: the watches.
     pub inotify: Vec<InotifyLine>,
+    /// fanotify: flags of fanotify_init(2), and of the descriptors that come with events.
+    pub fanotify: Option<(u32, u32)>,
+    /// fanotify: the marks.
+    pub fanotify_marks: Vec<FanotifyLine>,
     /// pidfd: the process in the reader's PID namespace; -1 when it has been waited for, 0 when it is not in it.
     pub pid: Option<i32>,
 }
@@ -77,6 +81,45 @@ pub struct InotifyLine {
     pub handle: (i32, Vec<u8>),
 }
 
+/// `fanotify …`: a mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FanotifyLine {
+    /// What it is of.
+    pub marked: Marked,
+    /// FAN_MARK_* bits.
+    pub flags: u32,
+    /// Events.
+    pub mask: u64,
+    /// Events that are ignored.
+    pub ignored: u64,
+}
+
+/// What a mark of fanotify is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Marked {
+    /// A file, by number, device in the kernel's own form, and handle.
+    Inode {
+        /// Inode.
+        ino: u64,
+        /// Device.
+        sdev: u64,
+        /// File handle: type and bytes.
+        handle: (i32, Vec<u8>),
+    },
+    /// A mount.
+    Mount {
+        /// Its id, as in mountinfo.
+        id: u64,
+    },
+    /// A file system.
+    FileSystem {
+        /// Device.
+        sdev: u64,
+    },
+    /// Something else.
+    Other,
+}
+
 /// `lock:`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LockLine {
@@ -120,6 +163,9 @@ fn parse_line(info: &mut FdInfo, line: &str) -> Option<()> {
     if line.starts_with("inotify wd:") {
         info.inotify.push(parse_inotify(line)?);
         return Some(());
+    }
+    if let Some(rest) = line.strip_prefix("fanotify ") {
+        return parse_fanotify(info, rest);
     }
     let Some((key, value)) = line.split_once(':') else { return Some(()) };
     let value = value.trim();
@@ -185,17 +231,45 @@ fn parse_epoll(value: &str) -> Option<EpollLine> {
 
 fn parse_inotify(line: &str) -> Option<InotifyLine> {
     let pairs = pairs(line.strip_prefix("inotify ")?);
-    let (_, handle) = pairs.iter().find(|(key, _)| *key == "f_handle").copied().unwrap_or(("", ""));
-    let handle: Option<Vec<u8>> = (0..handle.len() / 2)
-        .map(|i| handle.get(2 * i..2 * i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
-        .collect();
     Some(InotifyLine {
         wd: i32::try_from(hex(&pairs, "wd")?).ok()?,
         ino: hex(&pairs, "ino")?,
         sdev: hex(&pairs, "sdev")?,
         mask: u32::try_from(hex(&pairs, "mask")?).ok()?,
-        handle: (i32::try_from(hex(&pairs, "fhandle-type").unwrap_or(0)).ok()?, handle?),
+        handle: parse_handle(&pairs)?,
     })
+}
+
+fn parse_handle(pairs: &[(&str, &str)]) -> Option<(i32, Vec<u8>)> {
+    let (_, handle) = pairs.iter().find(|(key, _)| *key == "f_handle").copied().unwrap_or(("", ""));
+    let handle: Option<Vec<u8>> = (0..handle.len() / 2)
+        .map(|i| handle.get(2 * i..2 * i + 2).and_then(|digits| u8::from_str_radix(digits, 16).ok()))
+        .collect();
+    Some((i32::try_from(hex(pairs, "fhandle-type").unwrap_or(0)).ok()?, handle?))
+}
+
+/// `flags:3 event-flags:8000`; `mnt_id:12 mflags:40 mask:38 ignored_mask:40000003`; `sdev:800013 mflags:0 …`; `ino:4f969 sdev:800013 mflags:0 …
+/// fhandle-bytes:8 fhandle-type:1 f_handle:69f90400c275b5b4`.
+fn parse_fanotify(info: &mut FdInfo, text: &str) -> Option<()> {
+    let pairs = pairs(text);
+    let number = |key| hex(&pairs, key);
+    if let (Some(flags), Some(event_flags)) = (number("flags"), number("event-flags")) {
+        info.fanotify = Some((u32::try_from(flags).ok()?, u32::try_from(event_flags).ok()?));
+        return Some(());
+    }
+    let marked = match (number("ino"), number("sdev"), number("mnt_id")) {
+        (Some(ino), Some(sdev), _) => Marked::Inode { ino, sdev, handle: parse_handle(&pairs)? },
+        (None, Some(sdev), _) => Marked::FileSystem { sdev },
+        (None, None, Some(id)) => Marked::Mount { id },
+        _ => Marked::Other,
+    };
+    info.fanotify_marks.push(FanotifyLine {
+        marked,
+        flags: u32::try_from(number("mflags")?).ok()?,
+        mask: number("mask")?,
+        ignored: number("ignored_mask")?,
+    });
+    Some(())
 }
 
 /// `1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.

@@ -95,6 +95,40 @@ pub fn inotify_remove(inotify: BorrowedFd<'_>, wd: i32) -> Result<()> {
     Errno::result(unsafe { libc::inotify_rm_watch(inotify.as_raw_fd(), wd) }).map(drop)
 }
 
+/// fanotify_init(2), not blocking.
+pub fn fanotify(flags: u32, event_flags: u32) -> Result<OwnedFd> {
+    let flags = flags | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
+    // SAFETY: takes integers.
+    owned(unsafe { libc::fanotify_init(flags, event_flags) }.into())
+}
+
+/// fanotify_mark(2) of a path.
+pub fn fanotify_mark(fanotify: &OwnedFd, flags: u32, mask: u64, path: &CStr) -> Result<()> {
+    // SAFETY: path is a C string that outlives the call.
+    let ret =
+        unsafe { libc::fanotify_mark(fanotify.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) };
+    Errno::result(ret).map(drop)
+}
+
+/// Takes what waits to be read, with the descriptors that come with it. Never waits, whatever the descriptor's flags.
+pub fn fanotify_drain(fanotify: BorrowedFd<'_>) -> Result<()> {
+    let mut buffer = [0u8; 8192];
+    while super::socket::readable(fanotify)? > 0 {
+        let read = nix::unistd::read(fanotify, &mut buffer)?;
+        let mut rest = &buffer[..read];
+        // struct fanotify_event_metadata: length, version, mask at 8, descriptor at 16, pid.
+        while rest.len() >= 24 {
+            let word = |at: usize| i32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
+            let (len, fd) = (word(0), word(16));
+            if fd >= 0 {
+                let _ = nix::unistd::close(fd);
+            }
+            rest = rest.get((len.max(24) as usize)..).unwrap_or(&[]);
+        }
+    }
+    Ok(())
+}
+
 /// flock(2), not waiting: LOCK_SH, LOCK_EX. Errors: EWOULDBLOCK.
 pub fn flock(fd: BorrowedFd<'_>, operation: i32) -> Result<()> {
     // SAFETY: takes integers.

@@ -73,6 +73,33 @@ pub struct InotifyWatch {
     pub mask: u32,
 }
 
+/// fanotify(7).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FanotifyRecord {
+    /// Flags of fanotify_init(2).
+    pub flags: u32,
+    /// Flags of the descriptors that come with events.
+    pub event_flags: u32,
+    /// The marks.
+    pub marks: Vec<FanotifyMark>,
+}
+
+/// One mark.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FanotifyMark {
+    /// FAN_MARK_INODE, FAN_MARK_MOUNT or FAN_MARK_FILESYSTEM.
+    pub kind: u32,
+    /// What it is of, as a path in the unit's mount namespace.
+    #[serde(with = "crate::records::path")]
+    pub path: PathBuf,
+    /// FAN_MARK_* bits.
+    pub flags: u32,
+    /// Events.
+    pub mask: u64,
+    /// Events that are ignored.
+    pub ignored: u64,
+}
+
 /// pidfd_open(2) of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PidfdRecord {
