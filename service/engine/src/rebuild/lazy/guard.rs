@@ -108,7 +108,9 @@ fn serve(helpers: &mut Helpers, guardian: Pid, ready: Option<&mut File>) -> i32 
             }
         }
     }
-    helpers.mark.remove();
+    if helpers.mark.complete().is_err() {
+        helpers.mark.remove();
+    }
     helpers.server.set_complete();
     0
 }

@@ -3,11 +3,13 @@
 //! ```text
 //!  /run/ckpt/arriving/GROUP/NAME    "PID START\n"… : whose memory it is; locked (flock(2)) as long as a descriptor of it is open
 //! ```
-//! Those who bring the memory have it open, and systemd, who keeps it for them. Removed when all memory is there. A file that nobody has
-//! locked any more tells that their service was ended before.
+//! Those who bring the memory have it open, and systemd, who keeps it for them. When all memory is there its text is [`COMPLETE`]; it goes
+//! when nobody has it locked any more, for until then somebody may have a userfaultfd(2) of the members, which stands against a checkpoint.
+//! A file with another text that nobody has locked tells that their service was ended before.
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,9 @@ use crate::rebuild::Failure;
 
 /// MESSAGE_ID of the journal's entry when a group is ended because its memory cannot come.
 pub const LOST: &str = "6f1d0c9be7a24e5d93c4b8a1f27e5d11";
+
+/// The text of a mark when all memory is there.
+const COMPLETE: &str = "complete\n";
 
 /// A directory for each group, below the directory of what is running.
 pub fn directory(run: &Path, group: &str) -> PathBuf {
@@ -76,7 +81,13 @@ impl Mark {
         (self.group, self.path, self.file, self.cgroups)
     }
 
-    /// All memory is there.
+    /// All memory is there: whoever looks when the last of us has ended removes it.
+    pub fn complete(&self) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(COMPLETE.as_bytes(), 0)
+    }
+
+    /// Nothing arrives any more.
     pub fn remove(&self) {
         let _ = fs::remove_file(&self.path);
     }
@@ -149,6 +160,13 @@ mod tests {
         drop(mark);
         assert_eq!(look(&path), Found::Lost);
         fs::write(&path, format!("{ours} 1\n2147483647 5\n")).unwrap();
+        assert_eq!(look(&path), Found::Over);
+        assert!(!path.exists());
+        let mark = Mark::set(&lazily, &[ours], vec![]).unwrap();
+        mark.complete().unwrap();
+        let path = mark.path.clone();
+        assert_eq!(look(&path), Found::Arriving, "until those who brought it have ended");
+        drop(mark);
         assert_eq!(look(&path), Found::Over);
         assert!(!path.exists());
         let mark = Mark::set(&lazily, &[ours], vec![]).unwrap();
