@@ -5,8 +5,14 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::{must, run};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 5] =
-    [("case-files", ""), ("case-sockets", ""), ("case-memory", ""), ("case-ipc", ""), ("case-terminal", "")];
+const PROGRAMS: [(&str, &str); 6] = [
+    ("case-files", ""),
+    ("case-sockets", ""),
+    ("case-network", ""),
+    ("case-memory", ""),
+    ("case-ipc", ""),
+    ("case-terminal", ""),
+];
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<_> =

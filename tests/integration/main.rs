@@ -12,6 +12,7 @@ mod databases;
 mod fixture;
 mod incremental;
 mod lazy;
+mod outside;
 mod pids;
 mod runner;
 mod sandboxes;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     tests.extend(bus::tests());
     tests.extend(victims::tests());
     tests.extend(cases::tests());
+    tests.extend(outside::tests());
     tests.extend(storage::tests());
     tests.extend(store::tests());
     tests.extend(units::tests());

@@ -110,15 +110,26 @@ const SOCKETS: &[Row] = &[
     restored("TCP and MPTCP, listening or bound", ""),
     restored("TCP inside the group", "queues both ways, half-closed, closed, waiting to be accepted"),
     reset("TCP to outside", "", "the application finds it reset"),
+    reset(
+        "TCP to outside, where tcp = repair",
+        "tcp-moved-on",
+        "goes on where it stands as it did, else reset: see ckpt-group(5)",
+    ),
     reset("TCP that was written to and not accepted", "tcp-waiting", "reset"),
     restored("UDP, UDP-Lite, ICMP, raw", "address, peer, options, multicast groups"),
+    restored(
+        "datagrams that wait in UDP and UDP-Lite sockets",
+        "sender, TTL, class, destination and order; what cannot come back just so (sent to a multicast group, or by an interface that the \
+         application is told of) is lost: datagram-queue; an empty one is met by one checkpoint only",
+    ),
     restored("netlink", "port, groups, options"),
     restored("packet", "interface, protocol, options, filter"),
     reset(
-        "datagrams, packets and netlink messages that wait",
+        "packets of ICMP, raw and packet sockets and netlink messages that wait",
         "datagram-queue",
         "lost; of netlink: netlink-queue",
     ),
+    reset("errors and the error queue (MSG_ERRQUEUE) of a datagram socket", "socket-error", "lost"),
     refused("unix connection that was written to and not accepted", "unix-waiting", ""),
     refused("urgent data that waits (MSG_OOB)", "urgent-data", ""),
     refused("multicast group with sources", "multicast-sources", ""),

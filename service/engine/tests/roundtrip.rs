@@ -258,6 +258,7 @@ impl Scratch {
             units,
             own_pids: false,
             lazily: self.late.then_some(lazily),
+            held: vec![],
         };
         let mut command = Command::new(std::env::current_exe().unwrap());
         let mut child = command

@@ -23,6 +23,7 @@ use super::memory::{self, Copied, Plan, SpaceInput};
 use super::sysv;
 use super::{Files, Freezer, Objects, Precopy};
 use crate::api::{Group, Job, Problem, Severity, Unit};
+use crate::config::TcpChoice;
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::storage::Subvolume;
@@ -36,6 +37,7 @@ pub struct Capture {
     files: Files,
     objects: Objects,
     plan: Plan,
+    outside: TcpChoice,
 }
 
 /// A group's state, in memory of ours.
@@ -45,6 +47,8 @@ pub struct Captured {
     chain: Chain,
     pages: PagesWriter,
     pins: Vec<(FileRecord, OwnedFd)>,
+    /// The connections to outside.
+    outside: Vec<OwnedFd>,
 }
 
 /// What was written.
@@ -78,6 +82,7 @@ impl Capture {
             files: check::files(units, subvolumes),
             objects: Objects::new(),
             plan,
+            outside: group.config.sockets.tcp,
         })
     }
 
@@ -149,7 +154,7 @@ impl Capture {
         let people = members.capture(&self.units, &mut self.files, deadline).map_err(failed)?;
         refuse(group, &people.problems)?;
         let homes = homes(&mut self.units, &people);
-        let mut open = descriptors(&self.units, &people, &mut self.files, &mut self.objects)?;
+        let mut open = descriptors(&self.units, &people, &mut self.files, &mut self.objects, self.outside)?;
         refuse(group, &open.problems)?;
         let unit = |queue: &QueueRecord| self.units[queue.unit.index()].name.clone();
         refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit, deadline)?)?;
@@ -232,11 +237,16 @@ impl Capture {
             clocks,
             kernel,
         };
-        Ok(Captured { image, copied, chain, pages, pins })
+        Ok(Captured { image, copied, chain, pages, pins, outside: open.outside })
     }
 }
 
 impl Captured {
+    /// The connections to outside, to be held where they are to outlive the members.
+    pub fn take_outside(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.outside)
+    }
+
     /// Writes the files of the image and fsyncs them. Errors: NoSpace, Canceled, Io.
     pub fn write(mut self, directory: &Path, job: &dyn Job) -> Result<Written, Error> {
         let total = self.copied.bytes();
@@ -347,10 +357,12 @@ fn descriptors(
     people: &members::Captured,
     files: &mut Files,
     objects: &mut Objects,
+    outside: TcpChoice,
 ) -> Result<kinds::Captured, Error> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
     let mut capture = DescriptorCapture::new(Depth::Contents, &names, [], files, objects)
-        .known_as(people.identities.clone());
+        .known_as(people.identities.clone())
+        .to_outside(outside);
     for (index, table) in people.fd_tables.iter().enumerate() {
         let id = capture
             .add_process(table.pid.as_raw(), table.unit)

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use ckpt_image::records::{
-    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
+    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord, InetState,
     OwnerRecord, PipeRecord, QueueRecord, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, Place, fdinfo, make};
@@ -21,6 +21,7 @@ use super::{
 };
 use super::{terminal, timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
+use crate::config::TcpChoice;
 use crate::{Problem, Severity};
 
 mod table;
@@ -51,6 +52,8 @@ pub struct Captured {
     pub open_queues: Vec<OpenQueue>,
     /// What cannot be captured (errors) and what will be different (warnings).
     pub problems: Vec<Problem>,
+    /// The connections to outside, which stay as long as these do.
+    pub outside: Vec<OwnedFd>,
 }
 
 /// A description that was met.
@@ -107,6 +110,8 @@ pub struct DescriptorCapture<'a> {
     pub(super) unix: unix_socket::Peers,
     pub(super) inet: inet::Ends,
     systemd_sockets: Option<HashSet<u64>>,
+    /// What is to become of TCP connections to outside.
+    pub(super) outside: TcpChoice,
     problems: Vec<Problem>,
 }
 
@@ -139,6 +144,7 @@ impl<'a> DescriptorCapture<'a> {
             unix: unix_socket::Peers::default(),
             inet: inet::Ends::default(),
             systemd_sockets: None,
+            outside: TcpChoice::Close,
             problems: Vec::new(),
         }
     }
@@ -146,6 +152,11 @@ impl<'a> DescriptorCapture<'a> {
     /// Members that live in a PID namespace of their own know each other by other ids than we do.
     pub fn known_as(self, identities: Identities) -> Self {
         Self { identities, ..self }
+    }
+
+    /// What is to become of TCP connections to outside; else they are reset.
+    pub fn to_outside(self, outside: TcpChoice) -> Self {
+        Self { outside, ..self }
     }
 
     /// Adds a living process: its table, which may be one that is known (CLONE_FILES). Errors: ESRCH and the like of /proc and pidfd_open.
@@ -413,6 +424,9 @@ impl<'a> DescriptorCapture<'a> {
             table.descriptors.retain(|d| !refused.contains(&d.description));
             table.posix_locks.retain(|lock| !refused.contains(&lock.description));
         }
+        let is_outside = |kind: &Option<DescriptionKind>| matches!(kind, Some(DescriptionKind::Inet(inet)) if matches!(inet.state, InetState::Outside { .. }));
+        let outside = self.found.iter().zip(&kinds).filter(|(_, kind)| is_outside(kind));
+        let outside = outside.filter_map(|(found, _)| found.fd.try_clone().ok()).collect();
         let descriptions = self
             .found
             .iter()
@@ -420,7 +434,7 @@ impl<'a> DescriptorCapture<'a> {
             .filter_map(|(found, kind)| kind.map(|kind| description(found, kind, &self.identities)))
             .collect();
         let message_queue::Queues { records: queues, open: open_queues, .. } = self.queues;
-        Captured { tables, descriptions, pipes, queues, open_queues, problems: self.problems }
+        Captured { tables, descriptions, pipes, queues, open_queues, problems: self.problems, outside }
     }
 }
 

@@ -6,13 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, InetRecord, InetState};
-use ckpt_sys::descriptor::{message, socket};
+use ckpt_sys::descriptor::{lingering, message, socket};
 use nix::errno::Errno;
 use nix::libc;
 
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::{Error, Refusal, multicast, options, tcp};
+use super::tcp_table::{TcpLine, TcpTable, tcp_table};
+use super::{Error, Refusal, datagram, multicast, options, outside, tcp};
+use crate::config::TcpChoice;
 
 /// Protocols of datagram sockets that are told from one another by their number alone.
 const DATAGRAMS: [i32; 4] =
@@ -59,16 +61,10 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     if kind != libc::SOCK_STREAM {
         options.extend(multicast::joined(fd, family, &groups(cx, found))?);
     }
-    if kind != libc::SOCK_STREAM && socket::ready(fd, libc::POLLIN).unwrap_or(0) & libc::POLLIN != 0 {
-        cx.warn(
-            found,
-            Refusal::new(
-                "datagram-queue",
-                "datagrams that were not read yet are lost at a restore, as datagrams may be",
-                "nothing, where the application's protocol repeats them",
-            ),
-        );
-    }
+    let queue = match kind {
+        libc::SOCK_STREAM => Vec::new(),
+        _ => datagram::capture(cx, found, kind, protocol)?,
+    };
     if kind == libc::SOCK_STREAM && message::urgent(fd) {
         return Err(super::urgent());
     }
@@ -90,7 +86,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         }
         _ => InetState::Idle,
     };
-    Ok(DescriptionKind::Inet(InetRecord { family, kind, protocol, local, state, options }))
+    Ok(DescriptionKind::Inet(InetRecord { family, kind, protocol, local, state, queue, options }))
 }
 
 /// The multicast groups of its network namespace, looked at once.
@@ -117,12 +113,19 @@ fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>,
 pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<DescriptionKind>]) {
     let met = std::mem::take(&mut cx.inet.met);
     let mut tables = HashMap::new();
+    let outside = cx.outside;
     let listeners: Vec<SocketAddr> = kinds.iter().flatten().filter_map(listens_at).collect();
     for (end, id) in &met {
         let (cookie, local, remote) = end;
         let found = cx.found(*id).clone();
         let Some(Some(DescriptionKind::Inet(record))) = kinds.get_mut(id.index()) else { continue };
         let InetState::Reset { remote: address } = &record.state else { continue };
+        let (address, to_outside) = (address.clone(), record.protocol == libc::IPPROTO_TCP);
+        let goes_on = || match outside {
+            TcpChoice::Repair if to_outside && !found.in_flight => outside::conversation(found.fd())
+                .map(|conversation| InetState::Outside { remote: address.clone(), conversation }),
+            _ => Ok(InetState::Reset { remote: address.clone() }),
+        };
         let peer = met.get(&(*cookie, *remote, *local)).filter(|peer| *peer != id);
         let state = match peer {
             Some(peer) => {
@@ -134,14 +137,15 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
             None => {
                 let table = tables.entry(*cookie).or_insert_with(|| tcp_table(found.place.pid));
                 match table.get(&(*remote, *local)) {
-                    Some(other) if other.inode != 0 => continue, // a process outside the group
+                    Some(other) if other.inode != 0 => goes_on(), // a process outside the group
                     Some(other) if UNACCEPTED.contains(&other.state) => {
                         if !listeners.iter().any(|at| leads_to(remote, at)) {
-                            continue; // a listener outside it
+                            goes_on() // a listener outside it
+                        } else {
+                            waiting(cx, &found, &address, other)
                         }
-                        waiting(cx, &found, address, other)
                     }
-                    None if !is_here(table, remote) => continue,
+                    None if !is_here(table, remote) => goes_on(),
                     _ => tcp::capture_last(cx.depth, found.fd())
                         .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
                 }
@@ -188,53 +192,6 @@ fn waiting(
     Ok(InetState::Reset { remote })
 }
 
-/// A line of /proc/PID/net/tcp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct TcpLine {
-    state: u8,
-    unread: u64,
-    /// 0 where no process has it.
-    inode: u64,
-}
-
-type TcpTable = HashMap<(SocketAddr, SocketAddr), TcpLine>;
-
-/// The connections of a process's network namespace, by local and remote address (proc_pid_net(5)).
-fn tcp_table(pid: i32) -> TcpTable {
-    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
-    let mut table = parse_tcp(&read("tcp"));
-    table.extend(parse_tcp(&read("tcp6")));
-    table
-}
-
-fn parse_tcp(text: &str) -> TcpTable {
-    let line = |line: &str| {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let key = (parse_hex(words.get(1)?)?, parse_hex(words.get(2)?)?);
-        let state = u8::from_str_radix(words.get(3)?, 16).ok()?;
-        let (_, unread) = words.get(4)?.split_once(':')?;
-        let unread = u64::from_str_radix(unread, 16).ok()?;
-        Some((key, TcpLine { state, unread, inode: words.get(9)?.parse().ok()? }))
-    };
-    text.lines().skip(1).filter_map(line).collect()
-}
-
-/// `0100007F:1F90`: 32-bit words in the machine's order; a v4 address in v6 form is that v4 address.
-fn parse_hex(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| u32::from_str_radix(ip.get(8 * at..8 * at + 8)?, 16).ok().map(u32::to_ne_bytes);
-    let ip = match ip.len() {
-        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
-        32 => {
-            let bytes = [word(0)?, word(1)?, word(2)?, word(3)?].concat();
-            IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)).to_canonical()
-        }
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
-}
-
 /// Whether an address is of this machine, as far as its connections show.
 fn is_here(table: &TcpTable, address: &SocketAddr) -> bool {
     address.ip().is_loopback() || table.keys().any(|(local, _)| local.ip() == address.ip())
@@ -264,6 +221,7 @@ pub(super) fn create(
 ) -> Result<(), Error> {
     match &inet.state {
         InetState::Inside { .. }
+        | InetState::Outside { .. }
         | InetState::Reset { .. }
         | InetState::Waiting { .. }
         | InetState::PeerGone { .. }
@@ -303,12 +261,16 @@ pub(super) fn connect(
     inet: &InetRecord,
 ) -> Result<(), Error> {
     match &inet.state {
-        InetState::Reset { .. } => {
-            cx.enter(record.unit)?;
-            let fd =
-                tcp::reset(inet.family).map_err(Error::call("a reset connection", cx.describe(record)))?;
-            finish(cx, record, inet, fd)
+        InetState::Outside { conversation, remote } => {
+            if let Some(fd) = cx.host.held(conversation) {
+                return finish(cx, record, inet, fd);
+            }
+            let to = parse(remote).map_or_else(String::new, |address| format!(" to {address}"));
+            let text = format!("the connection{to} is not there as it was: it is reset");
+            cx.warn(record, "tcp-moved-on", text, "restore what --stop left: ckpt-group(5), tcp");
+            reset(cx, record, inet)
         }
+        InetState::Reset { .. } => reset(cx, record, inet),
         InetState::Waiting { remote } => {
             let fd = bound(cx, record, inet)?;
             socket::connect(fd.as_fd(), remote).map_err(Error::call("connect", cx.describe(record)))?;
@@ -339,25 +301,49 @@ pub(super) fn connect(
     }
 }
 
+/// A connection that the application finds reset.
+fn reset(cx: &mut Rebuild<'_>, record: &DescriptionRecord, inet: &InetRecord) -> Result<(), Error> {
+    cx.enter(record.unit)?;
+    let fd = tcp::reset(inet.family).map_err(Error::call("a reset connection", cx.describe(record)))?;
+    finish(cx, record, inet, fd)
+}
+
 /// A new socket at its address. SO_REUSEADDR while it is bound, since connections of its former life may linger.
 fn bound(cx: &mut Rebuild<'_>, record: &DescriptionRecord, inet: &InetRecord) -> Result<OwnedFd, Error> {
     cx.enter(record.unit)?;
     let failed = |op| Error::call(op, cx.describe(record));
     let fd = socket::socket(inet.family, inet.kind, inet.protocol).map_err(failed("socket"))?;
     set_options(cx, record, inet, fd.as_fd())?;
+    if !inet.queue.is_empty() {
+        datagram::fill(cx, record, inet, fd.as_fd())?;
+        set_options(cx, record, inet, fd.as_fd())?;
+    }
+    let failed = |op| Error::call(op, cx.describe(record));
     if let Some(local) = &inet.local {
         if inet.kind == libc::SOCK_STREAM {
             socket::set_int_option(fd.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
                 .map_err(failed("setsockopt(SO_REUSEADDR)"))?;
         }
         let address = parse(local).map_or_else(String::new, |address| format!(" at {address}"));
-        socket::bind(fd.as_fd(), local)
+        bind(fd.as_fd(), inet.kind, local)
             .map_err(Error::call("bind", format!("{}{address}", cx.describe(record))))?;
     }
     Ok(fd)
 }
 
-fn set_options(
+/// bind(2). Connections that linger from a former life without SO_REUSEADDR stand in the way: they end now.
+fn bind(fd: BorrowedFd<'_>, kind: i32, local: &[u8]) -> Result<(), Errno> {
+    match (socket::bind(fd, local), parse(local)) {
+        (Err(Errno::EADDRINUSE), Some(at)) if kind == libc::SOCK_STREAM => {
+            // Where the kernel cannot end them, bind tells again what is the matter.
+            let _ = lingering::end(at);
+            socket::bind(fd, local)
+        }
+        (bound, _) => bound,
+    }
+}
+
+pub(super) fn set_options(
     cx: &Rebuild<'_>,
     record: &DescriptionRecord,
     inet: &InetRecord,
@@ -411,20 +397,5 @@ mod tests {
         mapped[20..24].copy_from_slice(&[127, 0, 0, 1]);
         assert_eq!(parse(&mapped), Some("127.0.0.1:80".parse().unwrap()));
         assert_eq!(parse(&[1, 2, 3]), None);
-    }
-}
-
-#[cfg(test)]
-mod table_tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_read() {
-        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-                    0: 0100007F:1F90 0100007F:C350 01 00000000:00000005 00:00000000 00000000     0        0 0 1 x\nbroken\n";
-        let key = ("127.0.0.1:8080".parse().unwrap(), "127.0.0.1:50000".parse().unwrap());
-        assert_eq!(parse_tcp(text)[&key], TcpLine { state: 1, unread: 5, inode: 0 });
-        let mapped = parse_hex("0000000000000000FFFF00000100007F:0050").unwrap();
-        assert_eq!(mapped, "127.0.0.1:80".parse().unwrap());
     }
 }

@@ -19,6 +19,7 @@
 
 mod class;
 mod collect;
+mod datagram;
 mod epoll;
 mod eventfd;
 mod fanotify;
@@ -31,13 +32,16 @@ mod message_queue;
 mod multicast;
 mod netlink;
 mod options;
+pub mod outside;
 mod packet;
+mod peek;
 mod pidfd;
 mod pipe;
 pub mod rebuild;
 mod signalfd;
 mod stand_in;
 mod tcp;
+mod tcp_table;
 mod terminal;
 mod timerfd;
 mod unix_name;

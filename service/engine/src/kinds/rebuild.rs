@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ckpt_image::records::{
-    DescriptionId, DescriptionKind, DescriptionRecord, FileId, FileRecord, GroupImage, ObjectId, PipeId,
-    QueueId, UnitIndex,
+    Conversation, DescriptionId, DescriptionKind, DescriptionRecord, FileId, FileRecord, GroupImage,
+    ObjectId, PipeId, QueueId, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, make};
 use nix::libc;
@@ -30,6 +30,8 @@ pub trait Host {
     fn stub(&self, unit: UnitIndex) -> Option<i32>;
     /// A descriptor, open for reading and writing, of a shared memory object with its content in it.
     fn object(&mut self, object: ObjectId) -> Result<OwnedFd, String>;
+    /// A connection to outside the group that was held through the restore.
+    fn held(&mut self, conversation: &Conversation) -> Option<OwnedFd>;
     /// An executable or a library as the checkpoint kept it, if it did.
     fn pinned(&self, file: &FileRecord) -> Option<OwnedFd>;
     /// Writes the content that the image has of a file into a new, empty file; its size is set by the caller.

@@ -176,6 +176,7 @@ pub(super) fn last(inet: &InetRecord) -> Result<OwnedFd, Errno> {
     let other = InetRecord {
         local: Some(remote.to_vec()),
         state: InetState::PeerGone { remote: inet.local.clone().ok_or(Errno::EINVAL)?, tcp: closed },
+        queue: Vec::new(),
         options: Vec::new(),
         ..*inet
     };

@@ -74,13 +74,16 @@ pub fn run(
     let draft = Draft { id, group, request, units: &units, instant: still.instant, parent };
     if request.stop {
         let freeze_usec = micros(pause + still.since.elapsed());
-        let (captured, taken) = taken?;
+        let (mut captured, taken) = taken?;
+        let outside = captured.take_outside();
         let (manifest, _) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
         end(engine, &units, still)?;
+        engine.hold(&group.name, outside);
         return Ok(describe::info(&manifest));
     }
     let freeze_usec = micros(pause + still.end()?);
     let (captured, taken) = taken?;
+    engine.hold(&group.name, Vec::new()); // what an earlier end of the group left
     job.captured(&id.to_string());
     let (manifest, mut chain) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
     chain.parent = Some(manifest.id);

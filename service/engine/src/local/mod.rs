@@ -16,6 +16,7 @@ mod window;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,13 +40,15 @@ pub struct LocalEngine {
     units: Arc<dyn Units>,
     /// By group: what is watched since its last durable checkpoint. Taken out by whatever works on the group.
     chains: Mutex<HashMap<String, Chain>>,
+    /// By group: connections to outside that go on at the restore of what `--stop` left (`tcp = "repair"`).
+    held: Mutex<HashMap<String, Vec<OwnedFd>>>,
 }
 
 impl LocalEngine {
     /// An engine with these settings, on this systemd. Nothing is touched yet.
     pub fn new(settings: Settings, units: Arc<dyn Units>) -> Self {
         let store = Store::new(settings.store.clone());
-        Self { settings, store, units, chains: Mutex::default() }
+        Self { settings, store, units, chains: Mutex::default(), held: Mutex::default() }
     }
 
     /// Where snapshots lie.
@@ -61,6 +64,20 @@ impl LocalEngine {
     /// Puts them back: the next checkpoint may rest on the one that they name.
     fn keep_chain(&self, group: &str, chain: Chain) {
         self.chains.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), chain);
+    }
+
+    /// Holds these connections of a group instead of those that were held before.
+    fn hold(&self, group: &str, connections: Vec<OwnedFd>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match connections.is_empty() {
+            true => drop(held.remove(group)),
+            false => drop(held.insert(group.to_owned(), connections)),
+        }
+    }
+
+    /// Takes them out.
+    fn take_held(&self, group: &str) -> Vec<OwnedFd> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(group).unwrap_or_default()
     }
 
     /// The subvolumes that the checkpoints of a group have snapshots of: those of its configuration may have changed since.

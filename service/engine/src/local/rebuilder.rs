@@ -8,19 +8,29 @@ use ckpt_image::Manifest;
 
 use crate::api::Stub;
 use crate::error::Error;
+use crate::kinds::outside::Held;
 use crate::rebuild::lazy::Lazily;
 use crate::rebuild::{Reply, Report, Request, UnitPlace};
 
+/// How the members are rebuilt.
+pub struct How {
+    /// They get a PID namespace of their own.
+    pub own_pids: bool,
+    /// Memory may come while they run.
+    pub lazily: Option<Lazily>,
+    /// Connections to outside that they go on with.
+    pub held: Vec<Held>,
+}
+
 /// Runs ckpt-restore on an image. It either brings everything back or leaves nothing behind.
 ///
-/// `chain` has the image's directory first, then those that it rests on. `own_pids`: the members get a PID namespace of their own.
+/// `chain` has the image's directory first, then those that it rests on.
 pub fn run(
     libdir: &Path,
     chain: Vec<PathBuf>,
     manifest: &Manifest,
     stubs: &[Stub],
-    own_pids: bool,
-    lazily: Option<Lazily>,
+    how: How,
 ) -> Result<Report, Error> {
     let program = libdir.join("ckpt-restore");
     let failed = |what: &str, e: std::io::Error| Error::io(format!("{what} {}", program.display()), e);
@@ -34,7 +44,7 @@ pub fn run(
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed("start", e))?;
-    let request = Request { chain, units, own_pids, lazily };
+    let request = Request { chain, units, own_pids: how.own_pids, lazily: how.lazily, held: how.held };
     let request = serde_json::to_vec(&request).map_err(|e| Error::Failed(e.to_string()))?;
     if let Some(mut input) = child.stdin.take() {
         // It may end before it has read everything; its exit status says why.

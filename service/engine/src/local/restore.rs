@@ -5,16 +5,18 @@
 //! └───────────── nothing is touched ─────────┘  └─────────── a failure puts the old subvolumes back ──────────┘
 //! ```
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use ckpt_image::records::GroupImage;
 use ckpt_image::{Manifest, read_state};
 
-use super::rebuilder;
+use super::rebuilder::{self, How};
 use super::verify::Extent;
 use super::{LocalEngine, precheck, verify};
 use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub};
 use crate::error::Error;
+use crate::kinds::outside::{self, Held};
 use crate::rebuild::Report;
 use crate::rebuild::lazy::{Lazily, keeper, mark};
 use crate::storage::{self, Undo};
@@ -42,6 +44,7 @@ pub fn run(
     }
 
     job.stage(Stage::Stopping);
+    let mut outside = Outside::look(engine, group, &image)?;
     let units: Vec<_> = manifest.units.iter().map(|u| u.name.clone()).collect();
     engine.units.stop(&all_units(engine, group, &units)?, true)?;
     time.lap("stop");
@@ -51,7 +54,7 @@ pub fn run(
     let rebuilt = {
         let lazily = lazily(engine, group, request, bytes, &units, job);
         let keeper = lazily.as_ref().map(|lazily| lazily.keeper.clone());
-        let how = How { own_pids: taken.is_some(), lazily };
+        let how = How { own_pids: taken.is_some(), lazily, held: outside.as_they_were(&image) };
         let rebuilt = rebuild(engine, &manifest, &units, &mut undo, how, &mut time, job);
         // It waits on where nothing was handed over.
         keeper.iter().for_each(|socket| keeper::dismiss(socket));
@@ -62,7 +65,10 @@ pub fn run(
     let adopted = rebuilt.and_then(|rebuilt| adopt(engine, group, &units, rebuilt));
     let rebuilt = match adopted {
         Ok(rebuilt) => rebuilt,
-        Err(error) => return Err(give_up(engine, &units, undo, error)),
+        Err(error) => {
+            engine.hold(&group.name, outside.connections);
+            return Err(give_up(engine, &units, undo, error));
+        }
     };
     time.lap("adopt");
     rebuilt.warnings.iter().for_each(|text| job.event(Event::Warning(not_quite(text))));
@@ -132,6 +138,30 @@ fn not_quite(text: &str) -> Problem {
     warning("not-quite-restored", text.into(), "nothing: the rest is as it was")
 }
 
+/// Connections to outside the group that may go on: those of a group that `--stop` ended, and those of the members that run.
+struct Outside {
+    connections: Vec<OwnedFd>,
+}
+
+impl Outside {
+    /// Holds them, so that they stay when the members end.
+    fn look(engine: &LocalEngine, group: &Group, image: &GroupImage) -> Result<Self, Error> {
+        let mut connections = engine.take_held(&group.name);
+        if outside::wanted(image).next().is_some() {
+            let units = engine.units.units(group)?;
+            let members = crate::members::list(&units)?;
+            connections.extend(members.iter().flat_map(|m| outside::of_process(m.pid, image)));
+        }
+        Ok(Self { connections })
+    }
+
+    /// Those that the image knows and in which nobody has read or written since; the others end.
+    fn as_they_were(&mut self, image: &GroupImage) -> Vec<Held> {
+        self.connections.retain(|fd| outside::as_it_was(fd.as_fd(), image).is_some());
+        self.connections.iter().filter_map(|fd| outside::as_it_was(fd.as_fd(), image)).collect()
+    }
+}
+
 /// Everything that can be looked at before anything is stopped. Gives the image and the bytes of its pages.
 fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<(GroupImage, u64), Error> {
     let id = manifest.id.to_string();
@@ -154,12 +184,6 @@ fn all_units(engine: &LocalEngine, group: &Group, of_image: &[String]) -> Result
     names.sort();
     names.dedup();
     Ok(names)
-}
-
-/// How the members are rebuilt.
-struct How {
-    own_pids: bool,
-    lazily: Option<Lazily>,
 }
 
 /// Whether memory may come while the members run: where it is asked for, else where there is enough of it to be worth it.
@@ -215,7 +239,7 @@ fn rebuild(
     time.lap("commit");
     let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
     let libdir = &engine.settings.libdir;
-    let report = rebuilder::run(libdir, chain, manifest, &stubs, how.own_pids, how.lazily)?;
+    let report = rebuilder::run(libdir, chain, manifest, &stubs, how)?;
     time.within("rebuild", &report.stages);
     Ok(report)
 }

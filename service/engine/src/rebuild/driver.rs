@@ -31,6 +31,7 @@ use super::tree::Plan;
 use super::{Failure, Member, clocks, ephemeral, holes, ids, notify, release, sysv, tables, thread};
 use crate::api::UnitMain;
 use crate::kinds::late;
+use crate::kinds::outside::Held;
 use crate::kinds::rebuild::Descriptions;
 use crate::timeline::{Laps, Timeline};
 
@@ -47,6 +48,9 @@ pub struct Request {
     /// Memory may come after the members run.
     #[serde(default)]
     pub lazily: Option<Lazily>,
+    /// Connections to outside that ckptd holds for the members.
+    #[serde(default)]
+    pub held: Vec<Held>,
 }
 
 impl Request {
@@ -236,7 +240,7 @@ impl<'a> Rebuild<'a> {
         }
         // From here on epoll instances need the numbers that members use.
         drop(blockade);
-        let mut host = Host::new(image, places, &pages, &contents, request.image());
+        let mut host = Host::new(image, places, &pages, &contents, request);
         let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
         let files = &mut descriptions.files;
         let mut opened = Opened::directories_of(image, files, &mut host, floor)?;

@@ -2,16 +2,16 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 
-use ckpt_image::records::{FileId, FileRecord, GroupImage, ObjectId, UnitIndex};
+use ckpt_image::records::{Conversation, FileId, FileRecord, GroupImage, ObjectId, UnitIndex};
 use ckpt_image::{Container, PageReader};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use super::Failure;
 use super::content::{self, Contents};
 use super::places::Places;
+use super::{Failure, Request};
+use crate::kinds::outside::Held;
 use crate::kinds::{self, rebuild};
 use crate::pinned;
 
@@ -24,6 +24,7 @@ pub struct Host<'a> {
     contents: &'a Contents,
     /// The directory of what the checkpoint kept of executables and libraries.
     pinned: Option<OwnedFd>,
+    held: &'a [Held],
     now: Option<UnitIndex>,
 }
 
@@ -34,11 +35,11 @@ impl<'a> Host<'a> {
         places: &'a Places,
         pages: &'a PageReader,
         contents: &'a Contents,
-        directory: &Path,
+        request: &'a Request,
     ) -> Self {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let pinned = open(&directory.join(pinned::DIRECTORY), flags, Mode::empty()).ok();
-        Self { image, places, pages, contents, pinned, now: None }
+        let pinned = open(&request.image().join(pinned::DIRECTORY), flags, Mode::empty()).ok();
+        Self { image, places, pages, contents, pinned, held: &request.held, now: None }
     }
 
     /// Goes back to our own namespaces.
@@ -67,6 +68,10 @@ impl rebuild::Host for Host<'_> {
     fn object(&mut self, object: ObjectId) -> Result<OwnedFd, String> {
         let fd = self.contents.object(object).ok_or_else(|| format!("the image has no object {object}"))?;
         fd.try_clone_to_owned().map_err(|e| e.to_string())
+    }
+
+    fn held(&mut self, conversation: &Conversation) -> Option<OwnedFd> {
+        self.held.iter().find(|held| held.cookie == conversation.cookie)?.take().ok()
     }
 
     fn pinned(&self, file: &FileRecord) -> Option<OwnedFd> {

@@ -9,7 +9,8 @@ use ckpt_engine::capture::{Files, Objects, files};
 use ckpt_engine::kinds::rebuild::{Descriptions, Host};
 use ckpt_engine::kinds::{Captured, Depth, DescriptorCapture};
 use ckpt_image::records::{
-    DescriptionId, DescriptorRecord, FileId, FileRecord, GroupImage, ObjectId, UnitIndex, UnitRecord,
+    Conversation, DescriptionId, DescriptorRecord, FileId, FileRecord, GroupImage, ObjectId, UnitIndex,
+    UnitRecord,
 };
 use ckpt_sys::descriptor::{self, socket};
 
@@ -34,6 +35,10 @@ pub struct Here {
 impl Host for Here {
     fn enter(&mut self, _: UnitIndex) -> Result<(), String> {
         Ok(())
+    }
+
+    fn held(&mut self, _: &Conversation) -> Option<OwnedFd> {
+        None
     }
 
     fn pinned(&self, _: &FileRecord) -> Option<OwnedFd> {

@@ -22,6 +22,8 @@ pub struct Message {
     pub rights: Vec<OwnedFd>,
     /// pid, uid, gid; only where SO_PASSCRED is set.
     pub credentials: Option<(i32, u32, u32)>,
+    /// What else travels beside it (cmsg(3)): level, type, content.
+    pub control: Vec<(i32, i32, Vec<u8>)>,
 }
 
 /// Looks at what lies at the socket's peek offset, at most `room` bytes, and leaves it (MSG_PEEK). `None` if nothing is there.
@@ -103,11 +105,21 @@ unsafe fn read_control(header: &libc::msghdr, message: &mut Message) -> Result<(
             {
                 let cred = data.cast::<libc::ucred>().read_unaligned();
                 message.credentials = Some((cred.pid, cred.uid, cred.gid));
+            } else {
+                let content = std::slice::from_raw_parts(data, len).to_vec();
+                message.control.push(((*at).cmsg_level, (*at).cmsg_type, content));
             }
             at = libc::CMSG_NXTHDR(header, at);
         }
     }
     Ok(())
+}
+
+/// Takes away what lies in the queue (recv(2)): false if nothing does.
+pub fn discard(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = 0u8;
+    // SAFETY: byte has room for one and outlives the call.
+    unsafe { libc::recv(fd.as_raw_fd(), (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) >= 0 }
 }
 
 fn push_control(control: &mut Vec<u8>, kind: i32, data: &[u8]) {

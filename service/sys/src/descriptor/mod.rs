@@ -6,6 +6,7 @@
 
 pub mod diag;
 pub mod fdinfo;
+pub mod lingering;
 pub mod make;
 pub mod message;
 pub mod socket;

@@ -16,8 +16,32 @@ pub struct InetRecord {
     pub local: Option<Vec<u8>>,
     /// What it is doing.
     pub state: InetState,
+    /// Datagrams (UDP, UDP-Lite) that it has received and not read, oldest first.
+    pub queue: Vec<InetDatagram>,
     /// Options.
     pub options: Vec<SocketOption>,
+}
+
+/// A datagram as recvmsg(2) tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InetDatagram {
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// The sender: struct sockaddr_in or sockaddr_in6, raw.
+    pub from: Vec<u8>,
+    /// What the socket's options ask for beside it.
+    pub control: Vec<ControlMessage>,
+}
+
+/// A control message (cmsg(3)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlMessage {
+    /// IPPROTO_IP, SOL_SOCKET, …
+    pub level: i32,
+    /// IP_PKTINFO, IP_TTL, …
+    pub kind: i32,
+    /// Its content.
+    pub data: Vec<u8>,
 }
 
 /// What an internet socket is doing.
@@ -63,11 +87,29 @@ pub enum InetState {
         /// Received and not read.
         received: Vec<u8>,
     },
+    /// A TCP connection to outside the group that goes on where its kernel object is still there and no member has read or written since.
+    Outside {
+        /// The other end's address.
+        remote: Vec<u8>,
+        /// How far it was.
+        conversation: Conversation,
+    },
     /// A TCP connection to outside the group: at its next call the application finds it reset.
     Reset {
         /// The other end's address.
         remote: Vec<u8>,
     },
+}
+
+/// A TCP connection to outside and how far the application was in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conversation {
+    /// SO_COOKIE: no two sockets of one boot have the same.
+    pub cookie: u64,
+    /// Bytes that the application has read.
+    pub read: u64,
+    /// Bytes that it has written, as the kernel counts them.
+    pub written: u64,
 }
 
 /// One end of a TCP connection (tcp(7), TCP_REPAIR).
