@@ -5,13 +5,14 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::{must, run};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("case-files", ""),
     ("case-sockets", ""),
     ("case-network", ""),
     ("case-memory", ""),
     ("case-ipc", ""),
     ("case-terminal", ""),
+    ("case-processes", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {

@@ -4,7 +4,7 @@ use crate::fixture::{Group, path};
 use crate::runner::{Test, test};
 
 /// Programs of tests/victims that answer generations: name and arguments.
-const VICTIMS: [(&str, &str); 21] = [
+const VICTIMS: [(&str, &str); 22] = [
     ("memory", ""),
     ("registers", ""),
     ("signals", ""),
@@ -26,6 +26,7 @@ const VICTIMS: [(&str, &str); 21] = [
     ("timers", ""),
     ("robust", ""),
     ("ends", ""),
+    ("leader", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -36,7 +37,6 @@ pub(crate) fn tests() -> Vec<Test> {
         })
         .collect();
     tests.push(test("victim-identity-dropped", |name| goes_back(name, "identity", "drop", "")));
-    tests.push(test("victim-leader-ended", a_lost_leader_is_refused));
     tests.push(test("victim-without-preload", without_the_library));
     tests.push(test("victim-stopped", stopped_at_the_instant));
     tests.push(test("victim-forker", a_forking_script_goes_on));
@@ -66,19 +66,6 @@ pub(crate) fn goes_back(name: &str, program: &str, arguments: &str, settings: &s
     assert_eq!(victim.ask(), 1);
     victim.change();
     assert_eq!(victim.ask(), 2);
-}
-
-/// A process whose first thread has ended is refused by name, and runs on.
-fn a_lost_leader_is_refused(name: &str) {
-    let group = Group::new(name);
-    group.enable();
-    let victim = group.victim("leader", "", "");
-    let told = group.check();
-    let problems = told["problems"].as_array().expect("problems");
-    assert!(problems.iter().any(|p| p["code"] == "leader-ended" && p["severity"] == "error"), "{told}");
-    let out = ckpt_tests::system::run(&["ckptctl", "checkpoint", name]);
-    assert_eq!(out.status.code(), Some(4));
-    assert_eq!(victim.ask(), 0);
 }
 
 /// A unit that runs when its group is registered is not restarted, and can be checkpointed.

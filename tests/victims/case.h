@@ -139,6 +139,22 @@ static inline int ask(struct child child)
 	return said;
 }
 
+/* Answers with what was found, and waits for the end. */
+static inline void done(void)
+{
+	char report[768];
+	if (victim_failure[0])
+		snprintf(report, sizeof report, "failed %s\n", victim_failure);
+	else
+		snprintf(report, sizeof report, "ok 0 %d\n", read_generation());
+	write_file("report", report);
+	if (at_once)
+		dprintf(1, "%s", report);
+	for (; !at_once;)
+		pause();
+	exit(victim_failure[0] != 0);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "--list")) {
@@ -158,20 +174,10 @@ int main(int argc, char **argv)
 	must(sigprocmask(SIG_UNBLOCK, &unblocked, NULL));
 	signal(SIGPIPE, SIG_IGN);
 	for (struct property *one = properties; one; one = one->next) {
-		char report[768];
 		if (strcmp(one->name, argv[2]))
 			continue;
 		one->run();
-		if (victim_failure[0])
-			snprintf(report, sizeof report, "failed %s\n", victim_failure);
-		else
-			snprintf(report, sizeof report, "ok 0 %d\n", read_generation());
-		write_file("report", report);
-		if (at_once)
-			printf("%s", report);
-		for (; !at_once;)
-			pause();
-		return victim_failure[0] != 0;
+		done();
 	}
 	fprintf(stderr, "%s: no case %s\n", argv[0], argv[2]);
 	return 2;

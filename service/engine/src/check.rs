@@ -111,7 +111,7 @@ fn bus_name(unit: &Unit) -> Option<Problem> {
 }
 
 fn without_gate(member: &Member, units: &[Unit]) -> Option<Problem> {
-    if !matches!(Gate::find(member.pid), Ok(None)) || is_young(member.pid) {
+    if !matches!(Gate::find(member.task), Ok(None)) || is_young(member.task) {
         return None;
     }
     let unit = &units[member.unit.index()];
@@ -128,7 +128,7 @@ fn without_gate(member: &Member, units: &[Unit]) -> Option<Problem> {
         severity: Severity::Warning,
         unit: unit.name.clone(),
         pid: member.pid,
-        object: program(member.pid),
+        object: program(member.task),
         text: text.into(),
         remedy: remedy.into(),
     })
@@ -151,7 +151,7 @@ fn program(pid: i32) -> String {
 fn traced(members: &[Member], units: &[Unit]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for member in members {
-        let Ok(status) = ckpt_sys::task::status(nix::unistd::Pid::from_raw(member.pid)) else { continue };
+        let Ok(status) = ckpt_sys::task::status(nix::unistd::Pid::from_raw(member.task)) else { continue };
         if status.tracer != 0 {
             problems.push(Problem {
                 code: "traced".into(),
@@ -173,7 +173,7 @@ fn people(members: &[Member], units: &[Unit]) -> Vec<Problem> {
         .map(|m| {
             let unit = &units[m.unit.index()];
             let main = unit.main_pid == m.pid;
-            foresee::Candidate { pid: m.pid, unit: m.unit, unit_name: &unit.name, main }
+            foresee::Candidate { pid: m.pid, task: m.task, unit: m.unit, unit_name: &unit.name, main }
         })
         .collect();
     foresee::problems(&candidates)
@@ -188,7 +188,7 @@ fn memory(group: &Group, members: &[Member], units: &[Unit]) -> Result<Vec<Probl
 pub fn memory_member<'u>(member: &Member, units: &'u [Unit]) -> memory::Member<'u> {
     memory::Member {
         pid: member.pid,
-        tid: member.pid,
+        tid: member.task,
         unit: member.unit,
         unit_name: &units[member.unit.index()].name,
     }
@@ -197,12 +197,12 @@ pub fn memory_member<'u>(member: &Member, units: &'u [Unit]) -> memory::Member<'
 fn descriptors(members: &[Member], units: &[Unit], subvolumes: &[Subvolume]) -> Vec<Problem> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
     let (mut files, mut objects) = (files(units, subvolumes), Objects::new());
-    let ids = Identities::look(members.iter().map(|m| m.pid));
+    let ids = Identities::look(members.iter().map(|m| m.task));
     let mut capture =
         DescriptorCapture::new(Depth::Surface, &names, [], &mut files, &mut objects).known_as(ids);
     for member in members {
         // A process that ends meanwhile has no descriptors to speak of.
-        let _ = capture.add_process(member.pid, member.unit);
+        let _ = capture.add_process(member.task, member.unit);
     }
     capture.finish().problems
 }

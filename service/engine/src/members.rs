@@ -2,6 +2,8 @@
 
 use ckpt_image::records::UnitIndex;
 use ckpt_sys::cgroup::Cgroup;
+use ckpt_sys::task;
+use nix::unistd::Pid;
 
 use crate::api::Unit;
 use crate::error::{Error, with_sources};
@@ -11,6 +13,8 @@ use crate::error::{Error, with_sources};
 pub struct Member {
     /// Its pid, in our PID namespace.
     pub pid: i32,
+    /// A thread of it that lives: of a leader that ended before others /proc shows little.
+    pub task: i32,
     /// Its unit.
     pub unit: UnitIndex,
     /// Its cgroup below the unit's, "" for the unit's own.
@@ -28,12 +32,23 @@ pub fn list(units: &[Unit]) -> Result<Vec<Member>, Error> {
         for member in cgroup.members().map_err(failed)? {
             members.push(Member {
                 pid: member.pid.as_raw(),
+                task: living_task(member.pid),
                 unit: UnitIndex(index as u32),
                 cgroup: below(&unit.cgroup, &member.cgroup).unwrap_or_default().to_owned(),
             });
         }
     }
     Ok(members)
+}
+
+/// The first thread that lives; the leader's id if the process is gone.
+pub fn living_task(pid: Pid) -> i32 {
+    let lives = |tid: &Pid| task::status(*tid).is_ok_and(|status| !matches!(status.state, 'Z' | 'X'));
+    if lives(&pid) {
+        return pid.as_raw();
+    }
+    let others = task::threads(pid).unwrap_or_default();
+    others.into_iter().find(lives).unwrap_or(pid).as_raw()
 }
 
 /// What is left of `path` below `parent`, without a leading slash; `None` if it is not below it.

@@ -168,8 +168,17 @@ const MEMORY: &[Row] = &[
     refused("mapping of any other kind", "special-mapping", ""),
 ];
 
+/// Processes and threads.
+const PROCESSES: &[Row] = &[
+    restored(
+        "thread group leader that ended before other threads",
+        "status, name and credentials; not its own parent-death signal, which nobody can read any more",
+    ),
+];
+
 /// The parts of the table, with their titles.
-pub const TABLE: [(&str, &[Row]); 4] = [
+pub const TABLE: [(&str, &[Row]); 5] = [
+    ("Processes and threads", PROCESSES),
     ("Files and terminals", FILES),
     ("Descriptors of other kinds", OBJECTS),
     ("Sockets", SOCKETS),

@@ -37,6 +37,7 @@ use crate::{AddrRange, VirtAddr, remote, seccomp};
 /// A live process all of whose threads are held, ready to run batches.
 #[derive(Debug)]
 pub struct Live {
+    process: Pid,
     pid: Pid,
     threads: Vec<Held>,
     status: Status,
@@ -83,9 +84,10 @@ pub struct View<'a> {
 impl Live {
     /// Reads what is needed to put every thread back as it is. A thread still busy with the batch of a checkpoint that died ends that first.
     pub fn hold(process: Process, deadline: Deadline) -> Result<Self> {
-        let pid = process.pid;
+        let process_id = process.pid;
         let (protection, all) = Protection::settle(process.threads, deadline)?;
-        let status = task::status(all.first().map_or(pid, Stopped::tid))?;
+        let pid = all.first().map_or(process_id, Stopped::tid);
+        let status = task::status(pid)?;
         let place = Place::find(pid).ok();
         let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
             Some((Ok(Some(_)), code)) => Some(code),
@@ -100,6 +102,7 @@ impl Live {
             threads.push(Held::new(thread)?);
         }
         Ok(Self {
+            process: process_id,
             pid,
             threads,
             status,
@@ -112,13 +115,20 @@ impl Live {
         })
     }
 
-    /// The process.
+    /// The id of the process.
+    #[must_use]
+    pub fn process(&self) -> Pid {
+        self.process
+    }
+
+    /// An id that /proc and the calls for other processes' memory and descriptors take: that of the process, or, where its leader has ended
+    /// before other threads, of the first that lives. (Of an ended leader they show nothing.)
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.pid
     }
 
-    /// Its threads, the leader first.
+    /// Its threads that live, the leader first.
     pub fn threads(&self) -> impl ExactSizeIterator<Item = View<'_>> {
         self.threads.iter().map(|held| View {
             tid: held.tid,
@@ -185,7 +195,7 @@ impl Live {
         self.threads.get(thread).ok_or(Error::Gone(self.pid))?.stopped()
     }
 
-    /// What /proc/PID/status says of the leader.
+    /// What /proc/PID/status says of the first thread.
     #[must_use]
     pub fn status(&self) -> &Status {
         &self.status

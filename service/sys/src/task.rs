@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub struct Status {
     /// `R`, `S`, `D`, `T`, `t`, `Z`, `X`, …
     pub state: char,
+    /// The process it is a thread of.
+    pub process: i32,
     /// Process that traces it, 0 if none.
     pub tracer: i32,
     /// Parent.
@@ -37,6 +39,7 @@ pub fn parse_status(text: &str) -> Status {
         let mask = || u64::from_str_radix(value, 16).unwrap_or(0);
         match key {
             "State" => status.state = value.chars().next().unwrap_or('?'),
+            "Tgid" => status.process = value.parse().unwrap_or(0),
             "TracerPid" => status.tracer = value.parse().unwrap_or(0),
             "PPid" => status.parent = value.parse().unwrap_or(0),
             "SigPnd" => status.pending = mask(),

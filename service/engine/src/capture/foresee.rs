@@ -19,6 +19,8 @@ use crate::api::Problem;
 pub struct Candidate<'a> {
     /// Its id.
     pub pid: i32,
+    /// A thread of it that lives.
+    pub task: i32,
     /// Its unit.
     pub unit: UnitIndex,
     /// The unit's name.
@@ -37,8 +39,9 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     for candidate in candidates {
         let Ok(tids) = task::threads(Pid::from_raw(candidate.pid)) else { continue };
         problems.extend(homes.get(&candidate.unit).and_then(|home| away(candidate, home)));
-        problems.extend(headless(candidate));
-        problems.extend(tids.iter().skip(1).find_map(|tid| unshared(candidate, *tid)));
+        problems.extend(
+            tids.iter().filter(|tid| tid.as_raw() != candidate.pid).find_map(|tid| unshared(candidate, *tid)),
+        );
         for child in tids.iter().flat_map(|tid| children(candidate.pid, tid.as_raw())) {
             if !pids.contains(&child) {
                 problems.extend(outside(candidate, child));
@@ -52,14 +55,14 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
 fn homes(candidates: &[Candidate<'_>]) -> HashMap<UnitIndex, NamespaceRecord> {
     let mut homes = HashMap::new();
     for candidate in candidates.iter().filter(|c| c.main).chain(candidates) {
-        homes.entry(candidate.unit).or_insert_with(|| namespaces(candidate.pid));
+        homes.entry(candidate.unit).or_insert_with(|| namespaces(candidate.task));
     }
     homes
 }
 
 /// It lives in other namespaces than its unit.
 fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
-    let kind = first_difference(home, &namespaces(candidate.pid))?;
+    let kind = first_difference(home, &namespaces(candidate.task))?;
     let text = format!("it lives in another {kind} namespace than its unit's main process");
     let remedy = "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
     Some(refusal("namespace", candidate.unit_name, candidate.pid, format!("ns/{kind}"), &text, remedy))
@@ -68,9 +71,9 @@ fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
 /// Those in PID namespaces that a restore cannot make.
 fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     let lives = |c: &Candidate<'_>| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", c.pid)).ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", c.task)).ok()?;
         let status = text::parse_status(&status);
-        Some((c.pid, c.unit, namespaces(c.pid).pid, status.pid_namespaces, status.inner.pid))
+        Some((c.pid, c.unit, namespaces(c.task).pid, status.pid_namespaces, status.inner.pid))
     };
     let away = pid_namespaces(&candidates.iter().filter_map(lives).collect::<Vec<_>>());
     let text = "it lives in a PID namespace of its own";
@@ -83,22 +86,12 @@ fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
 
 /// It lives in a user namespace.
 fn of_other_users(candidate: &Candidate<'_>) -> Option<Problem> {
-    user_namespace(&namespaces(candidate.pid), candidate.pid, candidate.unit_name)
-}
-
-/// Its first thread has ended, others have not.
-fn headless(candidate: &Candidate<'_>) -> Option<Problem> {
-    let stat = text::parse_stat(&std::fs::read(format!("/proc/{}/stat", candidate.pid)).ok()?)?;
-    let others = task::threads(Pid::from_raw(candidate.pid)).is_ok_and(|tids| tids.len() > 1);
-    let text = "its first thread has ended while others go on";
-    let remedy = "it cannot be checkpointed in this state";
-    (stat.state == 'Z' && others)
-        .then(|| refusal("leader-ended", candidate.unit_name, candidate.pid, "", text, remedy))
+    user_namespace(&namespaces(candidate.task), candidate.task, candidate.unit_name)
 }
 
 /// A thread that does not share what threads share.
 fn unshared(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
-    if is_plain_thread(Pid::from_raw(candidate.pid), tid).unwrap_or(true) {
+    if is_plain_thread(Pid::from_raw(candidate.task), tid).unwrap_or(true) {
         return None;
     }
     let text = "a thread of it has descriptors or directories of its own (unshare(2))";
@@ -126,7 +119,7 @@ mod tests {
 
     #[test]
     fn ordinary_processes_have_no_problems_and_gone_ones_neither() {
-        let of = |pid| Candidate { pid, unit: UnitIndex(0), unit_name: "u.service", main: true };
+        let of = |pid| Candidate { pid, task: pid, unit: UnitIndex(0), unit_name: "u.service", main: true };
         let gone = of(i32::MAX);
         let here = of(std::process::id() as i32);
         assert!(problems(&[here, gone]).iter().all(|p| p.code == "child-outside"));
@@ -136,11 +129,12 @@ mod tests {
     fn another_namespace_is_named() {
         let candidate = Candidate {
             pid: std::process::id() as i32,
+            task: std::process::id() as i32,
             unit: UnitIndex(0),
             unit_name: "u.service",
             main: false,
         };
-        let mut home = namespaces(candidate.pid);
+        let mut home = namespaces(candidate.task);
         assert_eq!(away(&candidate, &home), None);
         home.net += 1;
         assert_eq!(away(&candidate, &home).map(|p| p.object), Some("ns/net".into()));

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord, ProcessState,
-    QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
+    EndedLeader, FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord,
+    ProcessState, QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
 use ckpt_sys::Error as SysError;
 use ckpt_sys::inject::Live;
@@ -34,7 +34,7 @@ pub struct Member {
     pub unit: UnitIndex,
     /// Its cgroup below the unit's.
     pub(super) cgroup: String,
-    leader_ended: bool,
+    ended_leader: Option<EndedLeader>,
     /// Signal by which job control stopped it.
     stopped_by: Option<i32>,
     stat: text::Stat,
@@ -89,12 +89,31 @@ impl Member {
     ) -> Result<Self, SysError> {
         let pid = process.pid.as_raw();
         let (leader_ended, stopped_by) = (process.leader_ended, process.stopped_by());
+        // Of an ended leader /proc shows no memory.
+        let task = process.threads.first().map_or(pid, |thread| thread.tid().as_raw());
         let tids: Vec<i32> = process.threads.iter().map(|t| t.tid().as_raw()).collect();
         let read = |path: String| std::fs::read(&path).map_err(|e| SysError::io("read", path, &e));
-        let stat = text::parse_stat(&read(format!("/proc/{pid}/stat"))?).ok_or_else(|| SysError::Parse {
-            path: format!("/proc/{pid}/stat").into(),
-            what: "fields are missing".into(),
-        })?;
+        let stat = |of: i32| {
+            let path = format!("/proc/{of}/stat");
+            let what = || SysError::Parse { path: path.clone().into(), what: "fields are missing".into() };
+            text::parse_stat(&read(path.clone())?).ok_or_else(what)
+        };
+        let of_process = stat(pid)?;
+        let stat = match leader_ended {
+            true => text::Stat { exit_signal: of_process.exit_signal, ..stat(task)? },
+            false => of_process.clone(),
+        };
+        let ended_leader = match leader_ended {
+            true => Some(EndedLeader {
+                comm: of_process.comm,
+                status: of_process.exit_code,
+                credentials: text::parse_status(&String::from_utf8_lossy(&read(format!(
+                    "/proc/{pid}/status"
+                ))?))
+                .credentials,
+            }),
+            false => None,
+        };
         let statuses = tids
             .iter()
             .map(|tid| {
@@ -103,8 +122,8 @@ impl Member {
             })
             .collect::<Result<_, SysError>>()?;
         let live = Live::hold(process, deadline)?;
-        let namespaces = namespaces(pid);
-        Ok(Self { live, unit, cgroup, leader_ended, stopped_by, stat, statuses, namespaces })
+        let namespaces = namespaces(task);
+        Ok(Self { live, unit, cgroup, ended_leader, stopped_by, stat, statuses, namespaces })
     }
 
     /// The name of its unit.
@@ -118,13 +137,6 @@ impl Member {
         unit: &str,
         problems: &mut Vec<Problem>,
     ) -> Result<bool, SysError> {
-        if self.leader_ended {
-            let pid = self.live.pid().as_raw();
-            let text = "its first thread has ended while others go on";
-            let remedy = "it cannot be checkpointed in this state";
-            problems.push(refusal("leader-ended", unit, pid, "", text, remedy));
-            return Ok(false);
-        }
         let begun = self.live.begin_prepare();
         self.prepared(begun, unit, problems)
     }
@@ -151,7 +163,7 @@ impl Member {
             Ok(()) => Ok(true),
             Err(SysError::NoRunner { why, .. }) => {
                 let remedy = "it cannot be checkpointed as it is; see ckpt-support(7)";
-                problems.push(refusal("no-runner", unit, self.live.pid().as_raw(), "", why, remedy));
+                problems.push(refusal("no-runner", unit, self.live.process().as_raw(), "", why, remedy));
                 Ok(false)
             }
             Err(e) => Err(e),
@@ -164,6 +176,7 @@ impl Member {
         let files = process::Files::read(pid, &self.stat);
         let Some(timers) = files.timers.clone() else {
             let text = "its POSIX timers cannot be read";
+            let pid = self.live.process().as_raw();
             problems.push(refusal("timers", unit, pid, "timers", text, "report this with /proc/PID/timers"));
             return None;
         };
@@ -191,7 +204,7 @@ impl Member {
                 let text =
                     "its seccomp filter does not allow the calls that tell its timers, handlers and settings";
                 let remedy = "allow @signal, @timer, prctl and brk in its SystemCallFilter=";
-                let pid = self.live.pid().as_raw();
+                let pid = self.live.process().as_raw();
                 problems.push(refusal("seccomp", unit, pid, "seccomp filter", text, remedy));
                 None
             }
@@ -216,7 +229,7 @@ impl Member {
                 problems.push(refusal(
                     "thread-unshared",
                     unit,
-                    pid.as_raw(),
+                    self.live.process().as_raw(),
                     format!("thread {tid}"),
                     text,
                     remedy,
@@ -246,6 +259,7 @@ impl Member {
             fs: FsId(shares.fs.of[place]),
             sighand: SighandId(shares.sighands.of[place]),
             threads,
+            ended_leader: self.ended_leader.clone(),
             pending: pending.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
             itimers: told.process.itimers,
             posix_timers: self.timers_in_namespace(told.process.timers),

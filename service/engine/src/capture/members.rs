@@ -226,7 +226,7 @@ impl Members {
         self.check_pid_namespaces(units, problems);
         for (index, unit) in units.iter().enumerate() {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
-            let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.pid().as_raw());
+            let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.process().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
             for member in of_unit() {
                 problems.extend(user_namespace(&member.namespaces, member.live.pid().as_raw(), &unit.name));
@@ -234,7 +234,7 @@ impl Members {
                 let text = format!("it lives in another {kind} namespace than its unit's main process");
                 let remedy =
                     "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
-                let pid = member.live.pid().as_raw();
+                let pid = member.live.process().as_raw();
                 problems.push(refusal("namespace", &unit.name, pid, format!("ns/{kind}"), &text, remedy));
             }
         }
@@ -244,7 +244,7 @@ impl Members {
     fn check_pid_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
         let lives = |m: &Member| {
             (
-                m.live.pid().as_raw(),
+                m.live.process().as_raw(),
                 m.unit,
                 m.namespaces.pid,
                 m.statuses[0].pid_namespaces,
@@ -266,15 +266,20 @@ impl Members {
                 "process id {} is that of another member, too, in the PID namespace that a restore made",
                 member.statuses[0].inner.pid
             );
-            refuse(member.unit, member.live.pid().as_raw(), &text, "restart the units of the group together");
+            refuse(
+                member.unit,
+                member.live.process().as_raw(),
+                &text,
+                "restart the units of the group together",
+            );
         }
     }
 
     /// Ended children that nobody waited for, and children that left the group.
     fn zombies(&self, ids: &mut Identities, captured: &mut Captured) {
-        let known: HashSet<i32> = self.members.iter().map(|m| m.live.pid().as_raw()).collect();
+        let known: HashSet<i32> = self.members.iter().map(|m| m.live.process().as_raw()).collect();
         for member in &self.members {
-            let pid = member.live.pid().as_raw();
+            let pid = member.live.process().as_raw();
             for child in member.live.threads().flat_map(|t| children(pid, t.tid.as_raw())) {
                 if known.contains(&child) {
                     continue;

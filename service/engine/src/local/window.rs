@@ -22,6 +22,7 @@ use crate::barrier::Barrier;
 use crate::capture::members::Members;
 use crate::error::{Error, with_sources};
 use crate::frozen::FrozenRecord;
+use crate::members::living_task;
 use crate::storage::{Prepared, Subvolume, Taken};
 
 /// How often a freeze is tried again because an operation slipped in or a thread could not stop.
@@ -146,7 +147,7 @@ impl Window<'_> {
         let mut pids = Vec::new();
         for cgroup in self.cgroups {
             let members = cgroup.members().map_err(failed("list the members"))?;
-            pids.extend(members.into_iter().map(|m| m.pid.as_raw()));
+            pids.extend(members.into_iter().map(|m| living_task(m.pid)));
         }
         Ok(pids)
     }

@@ -5,12 +5,13 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
-    UnitRecord,
+    EndedLeader, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
+    UnitIndex, UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
 use ckpt_sys::missing::Missing;
 use ckpt_sys::nursery::{self, area};
+use ckpt_sys::task;
 use ckpt_sys::thread::Stopped;
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
@@ -22,6 +23,7 @@ use super::cpus::stay_here;
 use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
+use super::leader::{self, Ending};
 use super::memory::{Ground, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
@@ -69,6 +71,9 @@ pub struct Report {
     pub threads: u32,
     /// The units with their main processes, as /proc of ckptd shows them.
     pub units: Vec<UnitMain>,
+    /// Leaders that are to end when systemd knows the main processes.
+    #[serde(default)]
+    pub endings: Vec<Ending>,
     /// PID 1 of the members' own PID namespace, where they have one: it must outlive every unit.
     #[serde(default)]
     pub init: Option<i32>,
@@ -136,12 +141,13 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     clock.lap("threads");
     let mut warnings = std::mem::take(&mut rebuild.warnings);
     warnings.extend(jumps);
-    let units = main_processes(&image, &rebuild.members);
+    let units = main_processes(&image, &rebuild.members)?;
+    let endings = rebuild.waiting.iter().map(|(_, ending)| ending.clone()).collect();
     let init = space.as_ref().map(|space| space.init().as_raw());
     space.map_or(Ok(()), PidSpace::go)?;
     let (processes, threads) = rebuild.release()?;
     clock.lap("release");
-    Ok(Report { processes, threads, units, init, late, stages: clock.laps(), warnings })
+    Ok(Report { processes, threads, units, endings, init, late, stages: clock.laps(), warnings })
 }
 
 /// Ids for temporary processes: from the top of what the kernel gives, those that nobody has now.
@@ -172,11 +178,14 @@ fn main_process(image: &GroupImage, index: usize, unit: &UnitRecord) -> Option<P
 }
 
 /// The main processes of the units, by their pids in our PID namespace.
-fn main_processes(image: &GroupImage, members: &Members) -> Vec<UnitMain> {
+fn main_processes(image: &GroupImage, members: &Members) -> Result<Vec<UnitMain>, Failure> {
     let main = |(index, unit): (usize, &UnitRecord)| {
         let pid = main_process(image, index, unit);
-        let main_pid = pid.and_then(|pid| members.get(&pid)).map_or(0, |m| m.tid().as_raw());
-        UnitMain { unit: unit.name.clone(), main_pid }
+        let main_pid = match pid.and_then(|pid| members.get(&pid)) {
+            Some(member) => task::status(member.tid())?.process,
+            None => 0,
+        };
+        Ok(UnitMain { unit: unit.name.clone(), main_pid })
     };
     image.units.iter().enumerate().map(main).collect()
 }
@@ -186,11 +195,12 @@ fn mains(image: &GroupImage) -> BTreeSet<Pid> {
     image.units.iter().enumerate().filter_map(|(index, unit)| main_process(image, index, unit)).collect()
 }
 
-/// Tells systemd of the main processes, then ends the stubs.
-pub(super) fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Failure> {
+/// Tells systemd of the main processes, then ends what was there until it knew: leaders that had ended, and the stubs.
+pub(super) fn tell_systemd(places: &Places, units: &[UnitMain], endings: &[Ending]) -> Result<(), Failure> {
     for (index, unit) in units.iter().enumerate().filter(|(_, u)| u.main_pid != 0) {
         notify::tell_main_pid(places, UnitIndex(index as u32), unit.main_pid)?;
     }
+    leader::end_late(endings)?;
     places.iter().try_for_each(notify::end_stub)
 }
 
@@ -214,6 +224,8 @@ struct Rebuild<'a> {
     members: Members,
     /// Threads besides the leaders, by process.
     threads: BTreeMap<Pid, Vec<Member>>,
+    /// Leaders that are to end when systemd knows the main processes.
+    waiting: Vec<(Stopped, Ending)>,
     warnings: Vec<String>,
 }
 
@@ -262,6 +274,7 @@ impl<'a> Rebuild<'a> {
             warnings,
             members: Members::new(),
             threads: BTreeMap::new(),
+            waiting: Vec::new(),
         })
     }
 
@@ -335,9 +348,13 @@ impl<'a> Rebuild<'a> {
                 let sighand = lookup(&this.image.sighands, body.sighand.index(), "signal handlers")?;
                 process::handlers(member, sighand)?;
             }
-            let threads = thread::make_threads(member, &body.threads)?;
+            let mut threads = thread::make_threads(member, leader::others(body))?;
+            process::posix_timers(member, &body.posix_timers)?;
+            if let Some(ended) = &body.ended_leader {
+                this.replace_leader(member, &mut threads, body, ended)?;
+            }
             this.threads.insert(record.pid, threads);
-            process::posix_timers(member, &body.posix_timers)
+            Ok(())
         })?;
         let mut tables_done = BTreeSet::new();
         self.each(|this, member, _, body| {
@@ -346,6 +363,32 @@ impl<'a> Rebuild<'a> {
             }
             tables::close_high(member, this.floor)
         })
+    }
+
+    /// A leader that has ended does so again, and from here on the first of the other threads is what is asked to do things for the process.
+    fn replace_leader(
+        &mut self,
+        member: &mut Member,
+        threads: &mut Vec<Member>,
+        body: &ProcessBody,
+        ended: &EndedLeader,
+    ) -> Result<(), Failure> {
+        if threads.is_empty() {
+            return Err(Failure::corrupt("it has no thread that lives").of_pid(member.pid.0));
+        }
+        let pid = member.pid;
+        leader::prepare(member, ended)?;
+        let old = std::mem::replace(member, threads.remove(0));
+        let instruction = self.vdso_of(body)?.add(self.gadget);
+        if !mains(self.image).contains(&pid) {
+            return leader::end(old, instruction, ended);
+        }
+        if leader::is_mourned(self.image, pid) {
+            let why = "its first thread has ended, and a child wants a signal at its parent's end";
+            return Err(Failure::unsupported(why).of_pid(pid.0));
+        }
+        self.waiting.push(leader::wait(old, instruction, ended)?);
+        Ok(())
     }
 
     /// Limits, then every thread's own state, then what credentials would undo.
@@ -362,7 +405,7 @@ impl<'a> Rebuild<'a> {
                 release::queue(other, record.pid.0, &thread.pending, &[])?;
             }
             this.threads.insert(record.pid, others);
-            let leader = leader(record, body)?;
+            let leader = first_thread(record, body)?;
             thread::set_up(member, leader, this.image, is_root, &this.cpus)?;
             process::dumpable(member, body)?;
             process::itimers(member, &body.itimers)?;
@@ -412,13 +455,14 @@ impl<'a> Rebuild<'a> {
             } else {
                 member.into_thread()?
             };
-            release::set_registers(&free, leader(record, body)?)?;
+            release::set_registers(&free, first_thread(record, body)?)?;
             processes.push((record, free));
         }
         self.descriptions.quiet(self.image);
         let counts = (processes.len() as u32, (stopped.len() + processes.len()) as u32);
         stop_those_that_were(&processes)?;
         stopped.extend(processes.into_iter().map(|(_, free)| free));
+        stopped.extend(self.waiting.into_iter().map(|(free, _)| free));
         for free in stopped {
             match free.detach_with(0) {
                 // One that was let go before it has ended it already: that is the application's own doing.
@@ -441,11 +485,12 @@ impl<'a> Rebuild<'a> {
     }
 }
 
-/// The leader's record.
-fn leader<'r>(record: &ProcessRecord, body: &'r ProcessBody) -> Result<&'r ThreadRecord, Failure> {
-    body.threads.first().filter(|t| t.tid == record.pid).ok_or_else(|| {
-        Failure::unsupported("its first thread has ended while others run").of_pid(record.pid.0)
-    })
+/// The record of the leader, or of the thread in its place.
+fn first_thread<'r>(record: &ProcessRecord, body: &'r ProcessBody) -> Result<&'r ThreadRecord, Failure> {
+    body.threads
+        .first()
+        .filter(|t| t.tid == record.pid || body.ended_leader.is_some())
+        .ok_or_else(|| Failure::corrupt("its first thread is another process's").of_pid(record.pid.0))
 }
 
 /// Processes that job control had stopped get a SIGSTOP, which takes effect before they execute anything.

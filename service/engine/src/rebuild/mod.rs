@@ -21,6 +21,7 @@ pub mod holes;
 mod host;
 mod ids;
 pub mod lazy;
+mod leader;
 mod member;
 pub mod memory;
 mod notify;

@@ -40,7 +40,7 @@ pub fn run(request: &Request) -> Result<Report, Failure> {
         Reply::Restored(report) => report,
         Reply::Failed(failure) => return Err(failure),
     };
-    tell_systemd(&Places::open(&image, &request.units)?, &report.units)?;
+    tell_systemd(&Places::open(&image, &request.units)?, &report.units, &report.endings)?;
     Ok(report)
 }
 

@@ -22,10 +22,10 @@ const SECCOMP_SET_MODE_FILTER: u64 = 1;
 /// prctl(2).
 const PR_SET_SECCOMP: u64 = 22;
 
-/// Makes the threads of a process besides its leader; they stay stopped. In the order of the records.
+/// Makes threads of a process besides its leader; they stay stopped. In the order of the records.
 pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec<Member>, Failure> {
     let mut made = Vec::new();
-    for some in threads.get(1..).unwrap_or_default().chunks(500) {
+    for some in threads.chunks(500) {
         let mut batch = leader.batch();
         for thread in some {
             let args = CloneArgs { flags: THREAD, exit_signal: 0, pid: Some(thread.tid.0), cgroup: None };

@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FdTableId, FileId, FsId, ItimerRecord, NamespaceRecord, Pid, PosixTimerRecord, QueuedSignal, SighandId,
-    SpaceId, ThreadRecord, UnitIndex,
+    Credentials, FdTableId, FileId, FsId, ItimerRecord, NamespaceRecord, Pid, PosixTimerRecord, QueuedSignal,
+    SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
 
 /// One process.
@@ -62,8 +62,10 @@ pub struct ProcessBody {
     pub fs: FsId,
     /// Its signal handlers.
     pub sighand: SighandId,
-    /// Its threads, the leader first.
+    /// Its threads that live, the leader first, unless that has ended.
     pub threads: Vec<ThreadRecord>,
+    /// What is left of its leader, where that ended before other threads.
+    pub ended_leader: Option<EndedLeader>,
     /// Signals pending for the whole process, oldest first.
     pub pending: Vec<QueuedSignal>,
     /// getitimer(2): ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF.
@@ -84,6 +86,17 @@ pub struct ProcessBody {
     pub coredump_filter: u32,
     /// The controlling terminal's device number, 0 if none.
     pub tty: u64,
+}
+
+/// The first thread of a process, which ended before others (pthread_exit(3)). It is a zombie until these end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedLeader {
+    /// Its name (comm).
+    pub comm: Vec<u8>,
+    /// The status it ended with, which is the process's if the others end alike.
+    pub status: i32,
+    /// Its credentials, by which others may send signals to the process.
+    pub credentials: Credentials,
 }
 
 /// What CLONE_FS shares.

@@ -50,6 +50,7 @@ fn body(n: u32, child_subreaper: bool) -> ProcessBody {
         fs: FsId(n),
         sighand: SighandId(n),
         threads: vec![],
+        ended_leader: None,
         pending: vec![],
         itimers: Default::default(),
         posix_timers: vec![],
