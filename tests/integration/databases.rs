@@ -1,8 +1,10 @@
 //! Debian's own Redis and PostgreSQL, under load, go back together.
 
+use std::fs;
+
 use crate::runner::{Test, skip, test};
 use ckpt_tests::databases::Databases;
-use ckpt_tests::system::{must, run};
+use ckpt_tests::system::{ckptctl, main_pid, must, run};
 
 /// Rounds of load, checkpoint, more load, loss, restore, unless CKPT_ROUNDS says how many.
 const ROUNDS: u64 = 3;
@@ -26,6 +28,8 @@ fn rounds_under_load(name: &str) {
     };
     must(&["ckptctl", "enable", &databases.slice, "--name", name, "--subvolume", &databases.subvolume]);
     databases.start();
+    let told = ckptctl(&["check", name]);
+    assert_eq!(told["problems"].as_array().map(Vec::len), Some(0), "{told}");
     for round in 0..rounds() {
         let mut load = databases.load(60);
         databases.wait_for_progress();
@@ -38,6 +42,9 @@ fn rounds_under_load(name: &str) {
         databases.wipe();
         must(&["ckptctl", "restore", name]);
         assert_eq!(databases.main_pids(), pids, "round {round}");
+        // Debian's unit has PrivateUsers=yes.
+        let users = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).expect("a process");
+        assert_ne!(users(&main_pid("redis-server.service").to_string()), users("self"), "round {round}");
         let state = databases.state();
         assert!(state.holds(), "round {round}: {state:?}");
     }

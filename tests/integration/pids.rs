@@ -12,6 +12,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("pids-taken", generations_in_and_out_of_a_namespace).limit(150),
         test("pids-taken-sandbox", a_sandboxed_unit_keeps_its_proc),
+        test("pids-taken-users", a_user_namespace_there),
         test("pids-taken-systemd", systemd_supervises_as_before).limit(120),
         test("pids-taken-redis", redis_goes_on).limit(120),
     ]
@@ -52,6 +53,19 @@ fn inner(pid: u32) -> u32 {
 
 fn scopes() -> String {
     must(&["systemctl", "list-units", "--no-legend", "--plain", "ckpt-pids-*.scope"])
+}
+
+/// A unit with a user namespace has its threads with their ids in the PID namespace, too.
+fn a_user_namespace_there(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim =
+        group.victim("users", "", "PrivateUsers=yes\nUser=nobody\nPrivateTmp=yes\nProtectKernelTunables=yes");
+    let pid = victim.pid();
+    group.checkpoint(&[]);
+    let _stranger = lose(&group, pid);
+    restore(&group, &[&victim]);
+    assert_eq!((victim.ask(), inner(victim.pid())), (0, pid));
 }
 
 /// The group is stopped, the main process's old id is somebody else's.

@@ -2,12 +2,12 @@
 
 use ckpt_tests::system::{must, run};
 
-use crate::fixture::Group;
+use crate::fixture::{Group, victim_program};
 use crate::runner::{Test, test};
 use crate::victims::goes_back;
 
 /// A name for the test, the victim, lines for [Service].
-const SANDBOXES: [(&str, &str, &str); 29] = [
+const SANDBOXES: [(&str, &str, &str); 37] = [
     ("user", "signals", "User=nobody"),
     ("dynamic-user", "signals", "DynamicUser=yes\nReadWritePaths=/srv\nStateDirectory=victim"),
     ("private-tmp", "signals", "PrivateTmp=yes"),
@@ -72,6 +72,36 @@ const SANDBOXES: [(&str, &str, &str); 29] = [
     ),
     ("working-directory", "files", "WorkingDirectory=/srv\nPrivateTmp=yes\nEnvironment=LANG=C"),
     ("personality", "memory", "Personality=x86-64\nSecureBits=no-setuid-fixup"),
+    ("users", "users", "PrivateUsers=yes"),
+    ("users-nobody", "users", "PrivateUsers=yes\nUser=nobody\nSupplementaryGroups=audio video"),
+    ("users-threads", "threads", "PrivateUsers=yes\nUser=nobody\nPrivateTmp=yes"),
+    (
+        "users-capabilities",
+        "users",
+        "PrivateUsers=yes\nUser=nobody\nAmbientCapabilities=CAP_SYS_ADMIN CAP_CHOWN\nCapabilityBoundingSet=CAP_SYS_ADMIN CAP_CHOWN CAP_SYS_PTRACE\n\
+         SecureBits=keep-caps",
+    ),
+    (
+        "users-processes",
+        "processes",
+        "PrivateUsers=yes\nProtectSystem=strict\nReadWritePaths=/srv\nPrivateTmp=yes",
+    ),
+    (
+        "users-dynamic",
+        "users",
+        "PrivateUsers=yes\nDynamicUser=yes\nReadWritePaths=/srv\nStateDirectory=victim",
+    ),
+    (
+        "users-scheduling",
+        "users",
+        "PrivateUsers=yes\nUser=nobody\nNice=-5\nCPUSchedulingPolicy=rr\nCPUSchedulingPriority=3\nLimitNOFILE=4000",
+    ),
+    (
+        "users-filter",
+        "users",
+        "PrivateUsers=yes\nUser=nobody\nNoNewPrivileges=yes\nSystemCallFilter=@system-service\nSystemCallErrorNumber=EPERM\n\
+         PrivateDevices=yes\nProtectKernelTunables=yes\nPrivateNetwork=yes",
+    ),
     (
         "filter-list",
         "registers",
@@ -96,16 +126,17 @@ pub(crate) fn tests() -> Vec<Test> {
         test(&format!("sandbox-{sandbox}"), move |name| goes_back(name, victim, arguments, settings))
     };
     let mut tests: Vec<Test> = SANDBOXES.iter().map(one).collect();
-    tests.push(test("sandbox-users", a_user_namespace_is_refused));
+    tests.push(test("sandbox-users-of-its-own", a_user_namespace_of_its_own_is_refused));
     tests.push(test("sandbox-root-directory", another_root));
     tests
 }
 
-/// It is refused by name, and goes on.
-fn a_user_namespace_is_refused(name: &str) {
+/// One that the service made itself is refused by name, and goes on.
+fn a_user_namespace_of_its_own_is_refused(name: &str) {
     let group = Group::new(name);
     group.enable();
-    let victim = group.victim("memory", "", "PrivateUsers=yes");
+    let program = format!("/usr/bin/unshare --user --map-root-user {}", victim_program("memory").display());
+    let victim = group.victim_at("memory", std::path::Path::new(&program), "", "");
     let said = group.check();
     assert_eq!(
         (&said["problems"][0]["code"], &said["problems"][0]["object"]),

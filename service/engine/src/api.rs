@@ -295,6 +295,8 @@ pub struct Unit {
     pub runtime_directories: Vec<PathBuf>,
     /// PrivateTmp=.
     pub private_tmp: bool,
+    /// PrivateUsers=.
+    pub private_users: bool,
     /// WatchdogUSec=, 0 if none.
     pub watchdog_usec: u64,
     /// BusName= of a unit of Type=dbus; else empty.

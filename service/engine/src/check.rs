@@ -173,7 +173,14 @@ fn people(members: &[Member], units: &[Unit]) -> Vec<Problem> {
         .map(|m| {
             let unit = &units[m.unit.index()];
             let main = unit.main_pid == m.pid;
-            foresee::Candidate { pid: m.pid, task: m.task, unit: m.unit, unit_name: &unit.name, main }
+            foresee::Candidate {
+                pid: m.pid,
+                task: m.task,
+                unit: m.unit,
+                unit_name: &unit.name,
+                private_users: unit.private_users,
+                main,
+            }
         })
         .collect();
     foresee::problems(&candidates)

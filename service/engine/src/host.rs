@@ -1,4 +1,4 @@
-//! Two facts of the host that the daemon needs and only `sys` can tell.
+//! What concerns the host that the daemon needs and only `sys` can tell.
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -8,6 +8,11 @@ use crate::error::Error;
 /// A descriptor of the process (pidfd_open(2), Linux 5.3). Errors: it is gone.
 pub fn pidfd(pid: i32) -> Result<OwnedFd, Error> {
     ckpt_sys::descriptor::open_process(pid).map_err(|e| Error::Failed(format!("pid {pid}: {e}")))
+}
+
+/// Kills every process of a cgroup and below, frozen or not. Errors: it is gone, or the kernel cannot (Linux 5.14).
+pub fn kill_cgroup(directory: PathBuf) -> Result<(), Error> {
+    ckpt_sys::cgroup::kill(directory).map_err(|e| Error::Failed(crate::error::with_sources(&e)))
 }
 
 /// Where cgroup2 is mounted.

@@ -174,6 +174,11 @@ const PROCESSES: &[Row] = &[
         "thread group leader that ended before other threads",
         "status, name and credentials; not its own parent-death signal, which nobody can read any more",
     ),
+    restored(
+        "user namespace of the unit (PrivateUsers=)",
+        "with the capabilities in it; as systemd makes it",
+    ),
+    refused("user namespaces that a service made itself", "namespace", ""),
 ];
 
 /// The parts of the table, with their titles.

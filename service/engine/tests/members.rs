@@ -53,6 +53,7 @@ impl Group {
             namespaces: NamespaceRecord::default(),
             clocks: Default::default(),
             ephemeral: vec![],
+            private_users: false,
         }
     }
 
@@ -219,6 +220,7 @@ fn stages() {
         namespaces: NamespaceRecord::default(),
         clocks: Default::default(),
         ephemeral: vec![],
+        private_users: false,
     };
     for _ in 0..10 {
         let deadline = Deadline::after(Duration::from_secs(5));

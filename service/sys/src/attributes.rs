@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 #[repr(C)]
 #[allow(missing_docs)] // the names are the manual's
 pub struct Scheduling {
-    size: u32,
+    pub size: u32,
     pub policy: u32,
     pub flags: u64,
     pub nice: i32,
@@ -33,6 +33,22 @@ pub fn scheduling(tid: Pid) -> Result<Scheduling> {
     let ret = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.as_raw(), &raw mut attr, size, 0) };
     check("sched_getattr", tid, ret)?;
     Ok(attr)
+}
+
+/// Sets policy, nice and real-time parameters of a thread; needs CAP_SYS_NICE for more than it has.
+pub fn set_scheduling(tid: Pid, wanted: Scheduling) -> Result<()> {
+    let attr = Scheduling { size: size_of::<Scheduling>() as u32, ..wanted };
+    // SAFETY: attr outlives the call, which reads as many bytes as it says it has.
+    let ret = unsafe { libc::syscall(libc::SYS_sched_setattr, tid.as_raw(), &raw const attr, 0) };
+    check("sched_setattr", tid, ret).map(drop)
+}
+
+/// Sets the I/O priority of a thread (ioprio_set(2)).
+pub fn set_io_priority(tid: Pid, priority: i32) -> Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: numbers only.
+    let ret = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.as_raw(), priority) };
+    check("ioprio_set", tid, ret).map(drop)
 }
 
 /// CPUs a thread may run on, as bits, 64 a word, without trailing zero words.

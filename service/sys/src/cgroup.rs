@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result, Subject};
+use crate::task;
 use crate::thread::Deadline;
 
 /// The mount point of the cgroup2 file system in a text of /proc/PID/mountinfo; the shortest, if there are several.
@@ -59,6 +60,11 @@ pub fn of_process(pid: Pid) -> Result<String> {
 pub struct Cgroup {
     name: String,
     dir: PathBuf,
+}
+
+/// [`Cgroup::kill`] of the cgroup with this directory.
+pub fn kill(dir: PathBuf) -> Result<()> {
+    Cgroup { name: String::new(), dir }.kill()
 }
 
 /// A process and the cgroup it is in.
@@ -158,8 +164,17 @@ impl Cgroup {
     }
 
     /// SIGKILL to every process in it and below (cgroup.kill, Linux 5.14). Frozen ones die too.
+    ///
+    /// The kernel (to 6.18 at least) sends it to the first thread alone, which does nothing to a process whose first thread has ended while
+    /// others go on: such a one gets a signal of its own.
     pub fn kill(&self) -> Result<()> {
-        self.write("cgroup.kill", "1")
+        self.write("cgroup.kill", "1")?;
+        for member in self.members()? {
+            if task::status(member.pid).is_ok_and(|status| status.state == 'Z') {
+                let _ = nix::sys::signal::kill(member.pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {

@@ -92,6 +92,18 @@ impl Namespaces {
     }
 }
 
+/// The user namespace of a process, where it is another than ours.
+pub fn other_users(pid: Pid) -> Result<Option<File>> {
+    let open = |path: String| {
+        let file = File::open(&path).map_err(|e| Error::io("open", &path, &e))?;
+        let ino = file.metadata().map_err(|e| Error::io("stat", &path, &e))?.ino();
+        Ok((file, ino))
+    };
+    let (theirs, number) = open(format!("/proc/{pid}/ns/user"))?;
+    let (_, ours) = open("/proc/self/ns/user".into())?;
+    Ok((number != ours).then_some(theirs))
+}
+
 /// setns(2).
 pub fn join(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(|source| Error::Kernel { op: "setns", subject: Subject::Here, source })

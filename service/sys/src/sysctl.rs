@@ -27,6 +27,34 @@ pub fn write_sysctl(name: &str, value: &str) -> Result<()> {
     File::from(file).write_all(value.as_bytes()).map_err(|e| Error::io("write", path, &e))
 }
 
+/// Says which id the next process or thread of the PID namespace that the caller lives in is to get: the next after `last` that is free, unless
+/// somebody else makes one before (/proc/sys/kernel/ns_last_pid, Linux 3.3).
+#[derive(Debug)]
+pub struct LastPid(File);
+
+impl LastPid {
+    /// Opens the file; whoever writes to it later, it is about the writer's own PID namespace.
+    pub fn open() -> Result<Self> {
+        const NAME: &str = "sys/kernel/ns_last_pid";
+        let path = format!("/proc/{NAME}");
+        let file = match File::options().write(true).open(&path) {
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => {
+                let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+                let file = openat(&detached_proc()?, NAME, flags, Mode::empty());
+                File::from(file.map_err(|e| Error::path("open", &path, e))?)
+            }
+            file => file.map_err(|e| Error::io("open", &path, &e))?,
+        };
+        Ok(Self(file))
+    }
+
+    /// Sets it. Errors: EPERM without CAP_CHECKPOINT_RESTORE.
+    pub fn set(&self, last: i32) -> Result<()> {
+        let written = nix::sys::uio::pwrite(&self.0, last.to_string().as_bytes(), 0);
+        written.map(drop).map_err(|e| Error::path("write", "/proc/sys/kernel/ns_last_pid", e))
+    }
+}
+
 /// A proc file system of the caller's PID namespace that is mounted nowhere.
 fn detached_proc() -> Result<OwnedFd> {
     const CLOEXEC: libc::c_uint = 1;

@@ -113,6 +113,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
             .map(|d| PathBuf::from("/run").join(d.split(':').next().unwrap_or(d)))
             .collect(),
         private_tmp: service.private_tmp().await.map_err(of)?,
+        private_users: service.private_users().await.map_err(of)?,
         // USEC_INFINITY: no watchdog.
         watchdog_usec: service
             .watchdog_usec()

@@ -91,6 +91,8 @@ pub trait Service {
     fn runtime_directory(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn private_tmp(&self) -> zbus::Result<bool>;
+    #[zbus(property)]
+    fn private_users(&self) -> zbus::Result<bool>;
     #[zbus(property, name = "Type")]
     fn kind(&self) -> zbus::Result<String>;
     #[zbus(property)]

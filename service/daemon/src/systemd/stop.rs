@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ckpt_engine::Error;
-use ckpt_engine::host::cgroup_mount;
+use ckpt_engine::host::{cgroup_mount, kill_cgroup as kill};
 
 use super::Systemd;
 use super::bridge::{Bridge, Verb, failed};
@@ -85,9 +85,8 @@ pub async fn active_state(bridge: &Bridge, unit: &str) -> Result<String, Error> 
     bridge.unit(&path).await?.active_state().await.map_err(|e| failed(unit, &e))
 }
 
-/// Kills every process below the cgroup (cgroup.kill, Linux 5.14). A cgroup that is gone has none.
+/// Kills every process below the cgroup. A cgroup that is gone has none.
 fn kill_cgroup(mount: &Path, cgroup: &str) {
-    let file = mount.join(cgroup.trim_start_matches('/')).join("cgroup.kill");
-    // Where it cannot be written, systemd's own SIGKILL comes after TimeoutStopSec=.
-    let _ = std::fs::write(file, "1");
+    // Where that cannot be, systemd's own SIGKILL comes after TimeoutStopSec=.
+    let _ = kill(mount.join(cgroup.trim_start_matches('/')));
 }

@@ -6,8 +6,7 @@ use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord}
 use nix::sys::stat::stat;
 
 use super::member::refusal;
-use super::text;
-use crate::api::{Problem, Severity};
+use crate::api::Problem;
 
 /// The unit a cgroup lies in: the longest that it is or is below, and what is left.
 pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, &'c str)> {
@@ -23,7 +22,7 @@ pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, 
         .map(|(unit, rest)| (unit, rest.trim_start_matches('/')))
 }
 
-/// The namespaces of a process, by the inode numbers of /proc/PID/ns/*.
+/// The namespaces of a process, by the inode numbers of /proc/PID/ns/*; 0 for our own user namespace.
 pub fn namespaces(pid: i32) -> NamespaceRecord {
     let ino = |name: &str| stat(format!("/proc/{pid}/ns/{name}").as_str()).map_or(0, |s| s.st_ino);
     NamespaceRecord {
@@ -31,50 +30,32 @@ pub fn namespaces(pid: i32) -> NamespaceRecord {
         net: ino("net"),
         ipc: ino("ipc"),
         uts: ino("uts"),
-        user: ino("user"),
+        user: match ino("user") {
+            own if own == stat("/proc/self/ns/user").map_or(0, |s| s.st_ino) => 0,
+            other => other,
+        },
         pid: ino("pid"),
         cgroup: ino("cgroup"),
         time: ino("time"),
     }
 }
 
-/// A process in a user namespace that systemd made for its unit, which a restore does not enter. Nothing else changes for one that has no
-/// capability there, can get none, and whose ids are the same outside: that is a warning. Any other would come back with powers over the
-/// host: that is refused.
-pub(super) fn user_namespace(of: &NamespaceRecord, pid: i32, unit: &str) -> Option<Problem> {
-    let ours = stat("/proc/self/ns/user").map_or(0, |s| s.st_ino);
-    if of.user == 0 || of.user == ours {
+/// A process in a user namespace other than that which systemd made for its unit (`private`), or one where ids mean others than outside: no
+/// restore can build it.
+pub(super) fn user_namespace(of: &NamespaceRecord, pid: i32, unit: &str, private: bool) -> Option<Problem> {
+    if of.user == 0 {
         return None;
     }
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-    let harmless =
-        is_powerless(&read("status")) && is_identity(&read("uid_map")) && is_identity(&read("gid_map"));
-    let text = "it lives in a user namespace of its own (PrivateUsers=), which cannot be rebuilt";
-    let object = "ns/user".to_owned();
-    if !harmless {
-        return Some(refusal(
-            "namespace",
-            unit,
-            pid,
-            object,
-            text,
-            "take PrivateUsers= out of the unit and restart it",
-        ));
-    }
-    let text = "it lives in a user namespace of its own (PrivateUsers=): after a restore it is outside of it, as the same user and \
-                without capabilities, until its next start";
-    let remedy = "nothing, or take PrivateUsers= out of the unit";
-    Some(Problem { severity: Severity::Warning, ..refusal("namespace", unit, pid, object, text, remedy) })
-}
-
-/// Whether a process has no capability, and no exec can give it one.
-fn is_powerless(status: &str) -> bool {
-    let of = text::parse_status(status);
-    let [inheritable, permitted, effective, bounding, ambient] = of.credentials.caps;
-    // One that is gone tells nothing.
-    !status.is_empty()
-        && [inheritable, permitted, effective, ambient] == [0; 4]
-        && (of.no_new_privs || bounding == 0)
+    let is_same = |name: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/{name}")).is_ok_and(|map| is_identity(&map))
+    };
+    let text = match private {
+        false => "it lives in a user namespace that the service made itself",
+        true if is_same("uid_map") && is_same("gid_map") => return None,
+        true => "it lives in a user namespace whose ids are others outside",
+    };
+    let remedy = "let it run in the host's user namespace, or in that of PrivateUsers=yes";
+    Some(refusal("namespace", unit, pid, "ns/user", text, remedy))
 }
 
 /// Whether ids mean the same inside and outside (user_namespaces(7)): lines of first inside, first outside, count.
@@ -150,6 +131,7 @@ mod tests {
             namespaces: NamespaceRecord::default(),
             clocks: Default::default(),
             ephemeral: vec![],
+            private_users: false,
         }
     }
 

@@ -25,6 +25,8 @@ pub struct Candidate<'a> {
     pub unit: UnitIndex,
     /// The unit's name.
     pub unit_name: &'a str,
+    /// systemd made a user namespace for the unit.
+    pub private_users: bool,
     /// It is its unit's main process.
     pub main: bool,
 }
@@ -86,7 +88,7 @@ fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
 
 /// It lives in a user namespace.
 fn of_other_users(candidate: &Candidate<'_>) -> Option<Problem> {
-    user_namespace(&namespaces(candidate.task), candidate.task, candidate.unit_name)
+    user_namespace(&namespaces(candidate.task), candidate.task, candidate.unit_name, candidate.private_users)
 }
 
 /// A thread that does not share what threads share.
@@ -119,7 +121,14 @@ mod tests {
 
     #[test]
     fn ordinary_processes_have_no_problems_and_gone_ones_neither() {
-        let of = |pid| Candidate { pid, task: pid, unit: UnitIndex(0), unit_name: "u.service", main: true };
+        let of = |pid| Candidate {
+            pid,
+            task: pid,
+            unit: UnitIndex(0),
+            unit_name: "u.service",
+            private_users: false,
+            main: true,
+        };
         let gone = of(i32::MAX);
         let here = of(std::process::id() as i32);
         assert!(problems(&[here, gone]).iter().all(|p| p.code == "child-outside"));
@@ -132,6 +141,7 @@ mod tests {
             task: std::process::id() as i32,
             unit: UnitIndex(0),
             unit_name: "u.service",
+            private_users: false,
             main: false,
         };
         let mut home = namespaces(candidate.task);

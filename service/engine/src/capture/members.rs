@@ -136,6 +136,7 @@ impl Members {
         let mut captured = Captured { problems: std::mem::take(&mut self.problems), ..Captured::default() };
         self.check_namespaces(units, &mut captured.problems);
         let shares = Shares::of(&self.members)?;
+        self.check_users(&shares, units, &mut captured.problems);
         let mut ids = self.identities();
         captured.living = self.members.iter().map(|m| (m.unit, m.live.pid().as_raw())).collect();
         let mut filters = Filters::default();
@@ -229,13 +230,28 @@ impl Members {
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.process().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
             for member in of_unit() {
-                problems.extend(user_namespace(&member.namespaces, member.live.pid().as_raw(), &unit.name));
+                let pid = member.live.pid().as_raw();
+                problems.extend(user_namespace(&member.namespaces, pid, &unit.name, unit.private_users));
                 let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");
                 let remedy =
                     "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
                 let pid = member.live.process().as_raw();
                 problems.push(refusal("namespace", &unit.name, pid, format!("ns/{kind}"), &text, remedy));
+            }
+        }
+    }
+
+    /// Nobody who shares directories can enter a user namespace (setns(2)).
+    fn check_users(&self, shares: &Shares, units: &[UnitRecord], problems: &mut Vec<Problem>) {
+        for (place, member) in self.members.iter().enumerate().filter(|(_, m)| m.namespaces.user != 0) {
+            let mut same = shares.fs.of.iter().filter(|fs| **fs == shares.fs.of[place]);
+            if same.nth(1).is_some() {
+                let text =
+                    "it lives in a user namespace and shares its working directory with another process";
+                let remedy = "take PrivateUsers= out of the unit and restart it";
+                let (pid, unit) = (member.live.process().as_raw(), member.unit_name(units));
+                problems.push(refusal("namespace", unit, pid, "ns/user", text, remedy));
             }
         }
     }

@@ -287,6 +287,7 @@ fn unit_record(unit: &Unit) -> UnitRecord {
         namespaces: namespaces(unit.main_pid),
         clocks: UnitClocks::default(),
         ephemeral: ephemeral::directories(unit),
+        private_users: unit.private_users,
     }
 }
 

@@ -21,8 +21,9 @@ const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 
-/// Sets all credentials of a thread that has all privileges still.
-pub fn set(member: &mut Member, wanted: &Credentials) -> Result<(), Failure> {
+/// Sets all credentials of a thread that has all privileges still. `now`: the ids that it has already, where they are known: a thread in
+/// a user namespace has some that it could not set itself.
+pub fn set(member: &mut Member, wanted: &Credentials, now: Option<&Credentials>) -> Result<(), Failure> {
     let mut batch = member.batch();
     let [inheritable, permitted, effective, bounding, ambient] = wanted.caps;
     batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, NO_SETUID_FIXUP, 0, 0, 0, 0]);
@@ -30,7 +31,7 @@ pub fn set(member: &mut Member, wanted: &Credentials) -> Result<(), Failure> {
         // EINVAL past the last capability of this kernel.
         batch.push(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0, 0]);
     }
-    ids(&mut batch, wanted);
+    ids(&mut batch, wanted, now);
     let still = permitted | CAP_SETPCAP;
     capset(&mut batch, inheritable, still, still);
     batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0]);
@@ -42,16 +43,29 @@ pub fn set(member: &mut Member, wanted: &Credentials) -> Result<(), Failure> {
     member.run("set credentials", &batch).map(drop)
 }
 
-fn ids(batch: &mut Batch, wanted: &Credentials) {
-    let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    let at = batch.data(&groups);
-    batch.must(libc::SYS_setgroups, [wanted.groups.len() as u64, at.get(), 0, 0, 0, 0]);
-    let [rgid, egid, sgid, fsgid] = wanted.gids.map(u64::from);
-    batch.must(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]);
-    batch.must(libc::SYS_setfsgid, [fsgid, 0, 0, 0, 0, 0]);
-    let [ruid, euid, suid, fsuid] = wanted.uids.map(u64::from);
-    batch.must(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]);
-    batch.must(libc::SYS_setfsuid, [fsuid, 0, 0, 0, 0, 0]);
+/// Sets the ids alone, and keeps all capabilities, of a thread that is to go into a user namespace, where it gets these anew.
+pub fn set_ids(batch: &mut Batch, wanted: &Credentials) {
+    batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, NO_SETUID_FIXUP, 0, 0, 0, 0]);
+    ids(batch, wanted, None);
+}
+
+fn ids(batch: &mut Batch, wanted: &Credentials, now: Option<&Credentials>) {
+    let differs = |same: fn(&Credentials, &Credentials) -> bool| now.is_none_or(|now| !same(now, wanted));
+    if differs(|a, b| a.groups == b.groups) {
+        let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+        let at = batch.data(&groups);
+        batch.must(libc::SYS_setgroups, [wanted.groups.len() as u64, at.get(), 0, 0, 0, 0]);
+    }
+    if differs(|a, b| a.gids == b.gids) {
+        let [rgid, egid, sgid, fsgid] = wanted.gids.map(u64::from);
+        batch.must(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]);
+        batch.must(libc::SYS_setfsgid, [fsgid, 0, 0, 0, 0, 0]);
+    }
+    if differs(|a, b| a.uids == b.uids) {
+        let [ruid, euid, suid, fsuid] = wanted.uids.map(u64::from);
+        batch.must(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]);
+        batch.must(libc::SYS_setfsuid, [fsuid, 0, 0, 0, 0, 0]);
+    }
 }
 
 /// capset(2) of the calling thread.

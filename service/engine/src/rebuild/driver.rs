@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    EndedLeader, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
-    UnitIndex, UnitRecord,
+    Credentials, EndedLeader, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState,
+    ThreadRecord, UnitIndex, UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
 use ckpt_sys::missing::Missing;
@@ -30,6 +30,7 @@ use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
+use super::users::{self, Users};
 use super::{Failure, Member, clocks, ephemeral, holes, ids, notify, release, sysv, tables, thread};
 use crate::api::UnitMain;
 use crate::kinds::late;
@@ -131,7 +132,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     clock.lap("checksums");
     let late = rebuild.serve_late(request)?;
     clock.lap("late");
-    rebuild.furnish()?;
+    rebuild.furnish(&Users::open(&places, space.as_ref())?)?;
     clock.lap("processes");
     rebuild.set_up_threads()?;
     if let Some(space) = &space {
@@ -224,6 +225,8 @@ struct Rebuild<'a> {
     members: Members,
     /// Threads besides the leaders, by process.
     threads: BTreeMap<Pid, Vec<Member>>,
+    /// Processes that have entered the user namespaces of their units.
+    private: BTreeSet<Pid>,
     /// Leaders that are to end when systemd knows the main processes.
     waiting: Vec<(Stopped, Ending)>,
     warnings: Vec<String>,
@@ -274,6 +277,7 @@ impl<'a> Rebuild<'a> {
             warnings,
             members: Members::new(),
             threads: BTreeMap::new(),
+            private: BTreeSet::new(),
             waiting: Vec::new(),
         })
     }
@@ -337,7 +341,7 @@ impl<'a> Rebuild<'a> {
     }
 
     /// Directories, handlers, threads, timers; then only the members' own descriptors are left.
-    fn furnish(&mut self) -> Result<(), Failure> {
+    fn furnish(&mut self, users: &Users<'_>) -> Result<(), Failure> {
         let (mut fs_done, mut sighands_done) = (BTreeSet::new(), BTreeSet::new());
         self.each(|this, member, record, body| {
             if fs_done.insert(body.fs) {
@@ -348,7 +352,15 @@ impl<'a> Rebuild<'a> {
                 let sighand = lookup(&this.image.sighands, body.sighand.index(), "signal handlers")?;
                 process::handlers(member, sighand)?;
             }
-            let mut threads = thread::make_threads(member, leader::others(body))?;
+            let mut threads = match users.enter(member, record, body)? {
+                None => thread::make_threads(member, leader::others(body))?,
+                Some(problems) => {
+                    this.warn(record, problems);
+                    this.private.insert(record.pid);
+                    let instruction = this.vdso_of(body)?.add(this.gadget);
+                    users.make_threads(member, record.unit, leader::others(body), instruction)?
+                }
+            };
             process::posix_timers(member, &body.posix_timers)?;
             if let Some(ended) = &body.ended_leader {
                 this.replace_leader(member, &mut threads, body, ended)?;
@@ -370,14 +382,14 @@ impl<'a> Rebuild<'a> {
         &mut self,
         member: &mut Member,
         threads: &mut Vec<Member>,
-        body: &ProcessBody,
+        body: &'a ProcessBody,
         ended: &EndedLeader,
     ) -> Result<(), Failure> {
         if threads.is_empty() {
             return Err(Failure::corrupt("it has no thread that lives").of_pid(member.pid.0));
         }
         let pid = member.pid;
-        leader::prepare(member, ended)?;
+        leader::prepare(member, ended, self.now(pid, body)?)?;
         let old = std::mem::replace(member, threads.remove(0));
         let instruction = self.vdso_of(body)?.add(self.gadget);
         if !mains(self.image).contains(&pid) {
@@ -391,22 +403,34 @@ impl<'a> Rebuild<'a> {
         Ok(())
     }
 
+    /// What its threads have of their credentials, if it is in a user namespace.
+    fn now(&self, pid: Pid, body: &'a ProcessBody) -> Result<Option<&'a Credentials>, Failure> {
+        self.private.contains(&pid).then(|| users::first(body)).transpose()
+    }
+
+    fn warn(&mut self, record: &ProcessRecord, problems: Vec<String>) {
+        self.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
+    }
+
     /// Limits, then every thread's own state, then what credentials would undo.
     fn set_up_threads(&mut self) -> Result<(), Failure> {
         let living: BTreeSet<Pid> = self.members.keys().copied().collect();
         self.each(|this, member, record, body| {
             let mut problems = process::from_outside(member, body);
-            problems.extend(process::attributes(member, body)?);
-            this.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
+            let now = this.now(record.pid, body)?;
+            if now.is_none() {
+                problems.extend(process::attributes(member, body)?);
+            }
+            this.warn(record, problems);
             let is_root = !living.contains(&record.ppid);
             let mut others = this.threads.remove(&record.pid).unwrap_or_default();
             for (other, thread) in others.iter_mut().zip(body.threads.iter().skip(1)) {
-                thread::set_up(other, thread, this.image, is_root, &this.cpus)?;
+                thread::set_up(other, thread, this.image, is_root, &this.cpus, now)?;
                 release::queue(other, record.pid.0, &thread.pending, &[])?;
             }
             this.threads.insert(record.pid, others);
             let leader = first_thread(record, body)?;
-            thread::set_up(member, leader, this.image, is_root, &this.cpus)?;
+            thread::set_up(member, leader, this.image, is_root, &this.cpus, now)?;
             process::dumpable(member, body)?;
             process::itimers(member, &body.itimers)?;
             release::drain(member)?;

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use ckpt_image::records::{EndedLeader, GroupImage, Pid, ProcessBody, ThreadRecord};
+use ckpt_image::records::{Credentials, EndedLeader, GroupImage, Pid, ProcessBody, ThreadRecord};
 use ckpt_sys::VirtAddr;
 use ckpt_sys::ptrace::Options;
 use ckpt_sys::task;
@@ -46,8 +46,9 @@ pub fn is_mourned(image: &GroupImage, pid: Pid) -> bool {
 }
 
 /// Gives a leader what is seen of it when it has ended.
-pub fn prepare(member: &mut Member, ended: &EndedLeader) -> Result<(), Failure> {
-    credentials::set(member, &ended.credentials)?;
+/// `now`: see [`credentials::set`].
+pub fn prepare(member: &mut Member, ended: &EndedLeader, now: Option<&Credentials>) -> Result<(), Failure> {
+    credentials::set(member, &ended.credentials, now)?;
     let mut batch = member.batch();
     let name = batch.c_str(&ended.comm);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.get(), 0, 0, 0, 0]);
@@ -109,8 +110,8 @@ pub fn end_late(endings: &[Ending]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lets a thread go on into its end.
-fn exit(thread: Stopped, instruction: VirtAddr, status: i32) -> Result<(), Failure> {
+/// Lets a thread go on into its end, with all signals blocked. `instruction`: a `syscall`.
+pub fn exit(thread: Stopped, instruction: VirtAddr, status: i32) -> Result<(), Failure> {
     call(&thread, instruction, libc::SYS_exit, (status as u32 >> 8 & 0xff).into())?;
     match thread.detach_with(0) {
         Ok(()) | Err(ckpt_sys::Error::Gone(_)) => Ok(()),

@@ -35,6 +35,7 @@ mod sysv;
 mod tables;
 mod thread;
 pub mod tree;
+mod users;
 
 pub use driver::{Reply, Report, Request};
 pub use failure::Failure;

@@ -140,11 +140,20 @@ impl PidSpace {
         }
     }
 
+    /// Does something in a process that lives there.
+    pub fn inside(
+        &self,
+        places: &Places,
+        unit: UnitIndex,
+        deed: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Failure> {
+        end(self.helper(places, unit, deed)?)
+    }
+
     /// Mounts /proc to fit in the units' mount namespaces. Our own /proc/self leads nowhere in those after that.
     pub fn fit_proc(&self, places: &Places) -> Result<(), Failure> {
         for unit in places.by_mounts() {
-            let helper = self.helper(places, unit, fitproc::mount_to_fit)?;
-            end(helper)?;
+            self.inside(places, unit, fitproc::mount_to_fit)?;
         }
         Ok(())
     }

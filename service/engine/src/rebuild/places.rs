@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use ckpt_image::records::{GroupImage, UnitIndex};
 use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::clone::pidfd;
-use ckpt_sys::namespace::{Namespaces, within};
+use ckpt_sys::namespace::{Namespaces, other_users, within};
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,7 @@ pub struct Place {
     cgroup: Cgroup,
     directory: File,
     namespaces: Namespaces,
+    users: Option<File>,
 }
 
 /// All places of a group, in the order of [`UnitIndex`].
@@ -128,7 +129,17 @@ impl Place {
             Some(pid) => Namespaces::of(Pid::from_raw(pid)),
             None => Namespaces::own(),
         };
-        Ok(Self { name: unit.name.clone(), stub, cgroup, directory, namespaces: namespaces.map_err(wrap)? })
+        let users = match unit.stub {
+            Some(pid) => other_users(Pid::from_raw(pid)).map_err(wrap)?,
+            None => None,
+        };
+        let (name, namespaces) = (unit.name.clone(), namespaces.map_err(wrap)?);
+        Ok(Self { name, stub, cgroup, directory, namespaces, users })
+    }
+
+    /// The user namespace that systemd made for the unit (PrivateUsers=), if it did.
+    pub fn users(&self) -> Option<&File> {
+        self.users.as_ref()
     }
 
     /// The descriptor of its cgroup's directory, for CLONE_INTO_CGROUP.

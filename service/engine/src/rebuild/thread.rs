@@ -2,7 +2,8 @@
 //!
 //! The order matters: what needs privileges comes first, then filters (which act only when all tracing ends), then credentials.
 
-use ckpt_image::records::{GroupImage, ThreadRecord};
+use ckpt_image::records::{Credentials, GroupImage, ThreadRecord};
+use ckpt_sys::attributes;
 use ckpt_sys::batch::Batch;
 use ckpt_sys::clone::{CloneArgs, THREAD};
 use nix::libc;
@@ -43,20 +44,26 @@ pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec
 }
 
 /// Sets all of a thread but registers, mask and pending signals. `is_root`: its parent is not of the group. `cpus`: where it runs if its
-/// record names no CPU that is here (a mask, as sched_setaffinity(2) takes it).
+/// record names no CPU that is here (a mask, as sched_setaffinity(2) takes it). `now`: what it has of its credentials if it is in a user
+/// namespace, from where it cannot be preferred to others: that is done from outside.
 pub fn set_up(
     member: &mut Member,
     record: &ThreadRecord,
     image: &GroupImage,
     is_root: bool,
     cpus: &[u64],
+    now: Option<&Credentials>,
 ) -> Result<(), Failure> {
     let mut batch = member.batch();
-    scheduling(&mut batch, record, cpus);
+    settings(&mut batch, record);
+    match now {
+        None => scheduling(&mut batch, record, cpus),
+        Some(_) => scheduling_from_outside(member.tid(), record)?,
+    }
     library(&mut batch, record);
     member.run("set scheduling and library state", &batch)?;
     filters(member, record, image)?;
-    credentials::set(member, &record.credentials)?;
+    credentials::set(member, &record.credentials, now)?;
     let mut batch = member.batch();
     if record.no_new_privs {
         batch.must(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]);
@@ -79,8 +86,8 @@ fn affinity(batch: &mut Batch, cpus: &[u64]) {
     }
 }
 
-/// Name, policy, nice, i/o priority, timer slack.
-fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
+/// Name, timer slack, what prctl(2) has besides.
+fn settings(batch: &mut Batch, record: &ThreadRecord) {
     let name = batch.c_str(&record.comm);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.get(), 0, 0, 0, 0]);
     if record.timer_slack != 0 {
@@ -92,6 +99,31 @@ fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
     if record.tsc == libc::PR_TSC_SIGSEGV as u32 {
         batch.push(libc::SYS_prctl, [libc::PR_SET_TSC as u64, u64::from(record.tsc), 0, 0, 0, 0]);
     }
+}
+
+/// The same as [`scheduling`], where the thread itself may not.
+fn scheduling_from_outside(tid: nix::unistd::Pid, record: &ThreadRecord) -> Result<(), Failure> {
+    let sched = &record.sched;
+    let deadline = sched.policy == SCHED_DEADLINE;
+    let wanted = attributes::Scheduling {
+        policy: sched.policy,
+        flags: sched.flags,
+        nice: sched.nice,
+        priority: sched.priority,
+        runtime: if deadline { sched.runtime } else { 0 },
+        deadline: if deadline { sched.deadline } else { 0 },
+        period: if deadline { sched.period } else { 0 },
+        ..attributes::Scheduling::default()
+    };
+    attributes::set_scheduling(tid, wanted)?;
+    match record.io_priority {
+        0 => Ok(()),
+        priority => Ok(attributes::set_io_priority(tid, priority)?),
+    }
+}
+
+/// Policy, nice, i/o priority.
+fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
     let sched = &record.sched;
     if sched.policy == SCHED_DEADLINE {
         // The kernel admits only who may run on all CPUs.

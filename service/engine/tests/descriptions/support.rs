@@ -122,6 +122,7 @@ pub fn rebuild(
         namespaces: Default::default(),
         clocks: Default::default(),
         ephemeral: vec![],
+        private_users: false,
     };
     let image = GroupImage {
         units: vec![unit],

@@ -175,6 +175,8 @@ pub struct UnitRecord {
     /// Directories whose content is in `ephemeral/N.tar`, as the unit's processes see them.
     #[serde(with = "path::list")]
     pub ephemeral: Vec<std::path::PathBuf>,
+    /// systemd makes a user namespace for it (PrivateUsers=).
+    pub private_users: bool,
 }
 
 /// Inode numbers of /proc/PID/ns/*: equal numbers, same namespace, at the time of the checkpoint.

@@ -92,10 +92,10 @@ impl Mark {
         let _ = fs::remove_file(&self.path);
     }
 
-    /// Ends the group (cgroup.kill, Linux 5.14).
+    /// Ends the group.
     pub fn kill(&self) {
         for cgroup in &self.cgroups {
-            let _ = fs::write(cgroup.join("cgroup.kill"), "1");
+            let _ = ckpt_sys::cgroup::kill(cgroup.clone());
         }
     }
 

@@ -40,6 +40,7 @@ fn unit() -> UnitRecord {
         namespaces: NamespaceRecord::default(),
         clocks: Default::default(),
         ephemeral: vec![],
+        private_users: false,
     }
 }
 
