@@ -262,3 +262,277 @@ CASE(leader_ended_many_threads)
 	same(waitpid(pid, &status, 0), pid);
 	same(WEXITSTATUS(status), 3);
 }
+
+/* what prctl(2) and its like keep */
+
+#define GET_MDWE 66
+#define SET_MDWE 65
+#define GET_MEMORY_MERGE 68
+#define SET_MEMORY_MERGE 67
+#define GET_SPECULATION 52
+#define SET_SPECULATION 53
+
+CASE(deny_write_execute)
+{
+	if (prctl(SET_MDWE, 1, 0, 0, 0))
+		cannot("no PR_SET_MDWE");
+	restored();
+	same(prctl(GET_MDWE, 0, 0, 0, 0), 1);
+	holds(mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+}
+
+CASE(deny_write_execute_not_inherited)
+{
+	if (prctl(SET_MDWE, 1 | 2, 0, 0, 0))
+		cannot("no PR_MDWE_NO_INHERIT");
+	restored();
+	same(prctl(GET_MDWE, 0, 0, 0, 0), 3);
+	pid_t pid = must(fork());
+	if (!pid)
+		_exit(prctl(GET_MDWE, 0, 0, 0, 0));
+	int status;
+	same(waitpid(pid, &status, 0), pid);
+	same(WEXITSTATUS(status), 0);
+}
+
+static int merges(void)
+{
+	return prctl(GET_MEMORY_MERGE, 0, 0, 0, 0);
+}
+
+CASE(memory_merge)
+{
+	if (prctl(SET_MEMORY_MERGE, 1, 0, 0, 0))
+		cannot("no PR_SET_MEMORY_MERGE");
+	struct child child = spawn(NULL, merges);
+	restored();
+	same(merges(), 1);
+	same(ask(child), 1);
+}
+
+#define MEMBARRIER_PRIVATE 8
+#define MEMBARRIER_REGISTER_PRIVATE 16
+#define MEMBARRIER_GLOBAL_EXPEDITED 2
+#define MEMBARRIER_REGISTER_GLOBAL 4
+
+CASE(membarrier_registered)
+{
+	if (syscall(SYS_membarrier, MEMBARRIER_REGISTER_PRIVATE, 0, 0))
+		cannot("no membarrier");
+	restored();
+	same(syscall(SYS_membarrier, MEMBARRIER_PRIVATE, 0, 0), 0);
+}
+
+CASE(membarrier_registrations)
+{
+	if (syscall(SYS_membarrier, MEMBARRIER_REGISTER_GLOBAL, 0, 0) ||
+	    syscall(SYS_membarrier, MEMBARRIER_REGISTER_PRIVATE, 0, 0))
+		cannot("no membarrier");
+	long before = syscall(SYS_membarrier, 512, 0, 0);
+	restored();
+	same(syscall(SYS_membarrier, 512, 0, 0), before);
+}
+
+static int speculation_of_thread = -1, speculation_turn[2];
+
+static void *speculates_not(void *unused)
+{
+	char byte;
+	prctl(SET_SPECULATION, 0, 4, 0, 0);
+	must(write(back[1], "", 1));
+	must(read(speculation_turn[0], &byte, 1));
+	speculation_of_thread = prctl(GET_SPECULATION, 0, 0, 0, 0);
+	must(write(back[1], "", 1));
+	return unused;
+}
+
+CASE(speculation_of_one_thread)
+{
+	char byte;
+	pthread_t thread;
+	int own = prctl(GET_SPECULATION, 0, 0, 0, 0);
+	if (own < 0 || !(own & 1))
+		cannot("store bypass is not set by prctl here");
+	must(pipe(back));
+	must(pipe(speculation_turn));
+	must(pthread_create(&thread, NULL, speculates_not, NULL) ? -1 : 0);
+	must(read(back[0], &byte, 1));
+	restored();
+	put(speculation_turn[1], "?");
+	must(read(back[0], &byte, 1));
+	same(speculation_of_thread, 1 | 4);
+	same(prctl(GET_SPECULATION, 0, 0, 0, 0), own);
+}
+
+CASE(memory_policy)
+{
+	unsigned long nodes = 1, got[16] = { 0 };
+	int mode = -1;
+	if (syscall(SYS_set_mempolicy, 2 /* MPOL_BIND */, &nodes, 65))
+		cannot("no memory policies");
+	restored();
+	same(syscall(SYS_get_mempolicy, &mode, got, 1024, 0, 0), 0);
+	same(mode, 2);
+	same(got[0], 1);
+}
+
+CASE(io_flusher)
+{
+	if (prctl(57, 1, 0, 0, 0))
+		cannot("no PR_SET_IO_FLUSHER");
+	restored();
+	same(prctl(58, 0, 0, 0, 0), 1);
+}
+
+static int autogroup_nice(void)
+{
+	char text[64] = "";
+	int fd = open("/proc/self/autogroup", O_RDONLY | O_CLOEXEC), nice = -77;
+	if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
+		return -77;
+	close(fd);
+	sscanf(text, "/autogroup-%*d nice %d", &nice);
+	return nice;
+}
+
+static void lead_session(void)
+{
+	must(setsid());
+	int fd = open("/proc/self/autogroup", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0)
+		put(fd, "7");
+	close(fd);
+}
+
+CASE(autogroup)
+{
+	struct child child = spawn(lead_session, autogroup_nice);
+	if (ask(child) != 7)
+		cannot("no automatic groups");
+	int own = autogroup_nice();
+	restored();
+	same(ask(child), 7);
+	same(autogroup_nice(), own);
+}
+
+REFUSED(keyring_of_a_thread, "!keyring")
+{
+	if (syscall(SYS_keyctl, 0, -1, 1) < 0)
+		cannot("no keyrings");
+	restored();
+}
+
+REFUSED(keyring_of_a_process, "!keyring")
+{
+	if (syscall(SYS_add_key, "user", "ckpt-case", "x", 1, -2) < 0)
+		cannot("no keyrings");
+	restored();
+}
+
+REFUSED(segments_of_its_own, "!modify_ldt")
+{
+	struct {
+		unsigned number, base, limit, bits;
+	} one = { 0, 0x1000, 0xfffff, 1 | 1 << 4 | 1 << 6 };
+	if (syscall(SYS_modify_ldt, 1, &one, sizeof one))
+		cannot("no modify_ldt");
+	restored();
+}
+
+/* cgroups that the service made (Delegate=) */
+
+static char cgroup_before[512], cgroup_dir[1024];
+
+static const char *own_cgroup(void)
+{
+	static char text[512];
+	int fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+	close(fd);
+	text[length > 0 ? length : 0] = 0;
+	char *at = strstr(text, "0::");
+	at = at ? at + 3 : text;
+	at[strcspn(at, "\n")] = 0;
+	return at;
+}
+
+static int move_below(const char *name)
+{
+	char path[1200];
+	snprintf(cgroup_dir, sizeof cgroup_dir, "/sys/fs/cgroup%s/%s", own_cgroup(), name);
+	if (mkdir(cgroup_dir, 0755) && errno != EEXIST)
+		return -1;
+	snprintf(path, sizeof path, "%s/cgroup.procs", cgroup_dir);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int moved = fd < 0 ? -1 : write(fd, "0", 1) == 1 ? 0 : -1;
+	close(fd);
+	return moved;
+}
+
+static void move_twice(void)
+{
+	if (!move_below("inner"))
+		move_below("most");
+	snprintf(cgroup_before, sizeof cgroup_before, "%s", own_cgroup());
+}
+
+static int is_there(void)
+{
+	const char *now = own_cgroup();
+	return strcmp(now, cgroup_before) ? 1 : strstr(now, "/inner/most") ? 0 : 2;
+}
+
+CASE(cgroups_below)
+{
+	struct child child = spawn(move_twice, is_there);
+	if (ask(child) == 2)
+		cannot("no cgroups can be made here");
+	snprintf(cgroup_before, sizeof cgroup_before, "%s", own_cgroup());
+	restored();
+	same(ask(child), 0);
+	holds(!strcmp(own_cgroup(), cgroup_before));
+	/* It can make more. */
+	same(move_below("later"), 0);
+}
+
+REFUSED(cgroups_of_threads, "cgroup-threaded")
+{
+	char path[1200];
+	snprintf(path, sizeof path, "/sys/fs/cgroup%s/threads", own_cgroup());
+	if (mkdir(path, 0755))
+		cannot("no cgroups can be made here");
+	strcat(path, "/cgroup.type");
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "threaded", 8) != 8)
+		cannot("no threaded cgroups");
+	restored();
+}
+
+/* time limits that keep their rest: of 4 seconds 2 pass before the checkpoint at the least, or the restore waits again */
+
+static void *slow_select(void *unused)
+{
+	struct timespec begin, end;
+	struct timeval limit = { 6, 0 };
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	must(write(back[1], "", 1));
+	int got = select(0, NULL, NULL, NULL, &limit);
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	told = got ? -1 : (int)((end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000);
+	must(write(back[1], "", 1));
+	return unused;
+}
+
+CASE(rest_of_a_select)
+{
+	char byte;
+	pthread_t thread;
+	must(pipe(back));
+	must(pthread_create(&thread, NULL, slow_select, NULL) ? -1 : 0);
+	must(read(back[0], &byte, 1));
+	usleep(3000000);
+	restored();
+	must(read(back[0], &byte, 1));
+	/* The group's clock stands still from the checkpoint to the restore. */
+	holds(told >= 5900 && told < 8500);
+}

@@ -1,7 +1,8 @@
 /* Cases: many small properties in one program. Each prepares its state, calls restored(), which returns when the process has come back (or at once, with
  * the word "now" behind, to try a case by itself), and then checks itself.
  *
- *   case-AREA --list        the names, one a line; behind a name the code with which a checkpoint is refused
+ *   case-AREA --list        the names, one a line; behind a name the code with which a checkpoint is refused, or, behind a `!`, a word that the
+ *                           refusal names, where only the checkpoint itself can tell
  *   case-AREA DIR NAME      runs it as a victim that is asked once
  *   case-AREA DIR NAME now  runs it without a checkpoint
  */

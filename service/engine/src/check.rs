@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::gate::Gate;
 
 use crate::api::{Group, Problem, Severity, Unit};
@@ -43,6 +44,7 @@ fn look(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>,
     problems.extend(not_running(units));
     problems.extend(members.iter().filter_map(|m| without_gate(m, &running)));
     problems.extend(traced(&members, &running));
+    problems.extend(running.iter().flat_map(threaded));
     problems.extend(people(&members, &running));
     problems.extend(memory(group, &members, &running)?);
     problems.extend(descriptors(&members, &running, &subvolumes));
@@ -165,6 +167,27 @@ fn traced(members: &[Member], units: &[Unit]) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Cgroups of a unit with single threads in them (cgroups(7), "Thread mode"): a member has one cgroup for all its threads.
+fn threaded(unit: &Unit) -> Option<Problem> {
+    fn find(cgroup: &Cgroup) -> Option<String> {
+        let kind = std::fs::read_to_string(cgroup.dir().join("cgroup.type")).unwrap_or_default();
+        if kind.trim() == "threaded" {
+            return Some(cgroup.name().to_owned());
+        }
+        cgroup.children().unwrap_or_default().iter().find_map(find)
+    }
+    let object = find(&Cgroup::open(&unit.cgroup).ok()?)?;
+    Some(Problem {
+        code: "cgroup-threaded".into(),
+        severity: Severity::Error,
+        unit: unit.name.clone(),
+        pid: 0,
+        object,
+        text: "the service has made a cgroup for single threads, which cannot be rebuilt".into(),
+        remedy: "let it use cgroups for whole processes".into(),
+    })
 }
 
 fn people(members: &[Member], units: &[Unit]) -> Vec<Problem> {

@@ -179,6 +179,37 @@ const PROCESSES: &[Row] = &[
         "with the capabilities in it; as systemd makes it",
     ),
     refused("user namespaces that a service made itself", "namespace", ""),
+    restored(
+        "PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_SET_IO_FLUSHER, PR_SET_SPECULATION_CTRL, PR_SET_TSC, PR_SET_THP_DISABLE",
+        "",
+    ),
+    restored("membarrier(2) registrations", "told since Linux 6.3"),
+    restored("set_mempolicy(2)", "of threads; a policy of some memory alone (mbind) is not kept"),
+    restored("permission for AMX tiles, faulting of CPUID", "arch_prctl(2)"),
+    restored("nice value of a session's automatic group", "/proc/PID/autogroup"),
+    refused(
+        "thread and process keyrings",
+        "keyring",
+        "told by the checkpoint itself; session keyrings are not kept",
+    ),
+    refused("segments of modify_ldt(2)", "ldt", "told by the checkpoint itself"),
+    refused("core scheduling (PR_SCHED_CORE)", "core-scheduling", "told by the checkpoint itself"),
+    reset("i/o context that processes share (CLONE_IO)", "", "each has its own, with its priority"),
+    reset("PR_SET_PTRACER, i/o ports, utilization clamps", "", "not kept"),
+    restored(
+        "cgroups that a service made below its own (Delegate=)",
+        "with the processes in them; not their settings, and not empty ones",
+    ),
+    refused("cgroups of single threads", "cgroup-threaded", ""),
+    restored(
+        "time limit of select, pselect, ppoll, of nanosleep that tells the rest, of all calls with an absolute time",
+        "the rest of it",
+    ),
+    reset(
+        "time limit of poll, epoll_wait, semtimedop, sigtimedwait, SO_RCVTIMEO, SO_SNDTIMEO, futex with a relative time",
+        "",
+        "begins anew at the restore: the kernel tells nobody when a call began",
+    ),
 ];
 
 /// The parts of the table, with their titles.

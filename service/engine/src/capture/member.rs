@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
     EndedLeader, FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord,
-    ProcessState, QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
+    ProcessSettings, ProcessState, QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
 use ckpt_sys::Error as SysError;
 use ckpt_sys::inject::Live;
@@ -199,7 +199,22 @@ impl Member {
         let of_process = answers[0].split_off(own);
         let threads: Option<Vec<_>> = answers.iter().map(|a| thread::Told::read(a)).collect();
         match (asked.read(&of_process, self.statuses[0].ignored), threads) {
-            (Some(process), Some(threads)) => Some(Answers { process, threads, files }),
+            (Some(process), Some(threads)) => {
+                let refused =
+                    process.refused.iter().chain(threads.iter().filter_map(|t| t.refused.as_ref()).take(1));
+                for (code, object, text) in refused {
+                    let pid = self.live.process().as_raw();
+                    problems.push(refusal(
+                        code,
+                        unit,
+                        pid,
+                        *object,
+                        text,
+                        "it cannot be checkpointed with it",
+                    ));
+                }
+                Some(Answers { process, threads, files })
+            }
             _ => {
                 let text =
                     "its seccomp filter does not allow the calls that tell its timers, handlers and settings";
@@ -237,7 +252,7 @@ impl Member {
             }
             let status = &self.statuses[place];
             let mut record =
-                thread::record(&self.live, place, Pid(status.inner.tid), status, told.threads[place])?;
+                thread::record(&self.live, place, Pid(status.inner.tid), status, &told.threads[place])?;
             record.seccomp_filters = filters.of_thread(&self.live, place, status)?;
             records.push(record);
         }
@@ -273,6 +288,7 @@ impl Member {
             oom_score_adj: told.files.oom_score_adj,
             coredump_filter: told.files.coredump_filter,
             tty: self.stat.tty,
+            settings: ProcessSettings { autogroup_nice: told.files.autogroup_nice, ..told.process.settings },
         })
     }
 

@@ -2,11 +2,14 @@
 
 use std::fs;
 
-use ckpt_image::records::{ItimerRecord, LayoutRecord, PosixTimerRecord, SighandRecord, SignalAction};
+use ckpt_image::records::{
+    ItimerRecord, LayoutRecord, PosixTimerRecord, ProcessSettings, SighandRecord, SignalAction,
+};
 use nix::libc;
 
 use super::questions::{Answer, Question};
 use super::text::{self, Timer};
+use crate::kinds::settings::{self, PROCESS_QUESTIONS, Refused};
 
 /// What only the process itself can tell; [`Told::read`] reads the answers.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +33,10 @@ pub struct Told {
     pub child_subreaper: bool,
     /// brk(2).
     pub brk: u64,
+    /// What prctl(2) and its like keep besides.
+    pub settings: ProcessSettings,
+    /// What cannot be kept.
+    pub refused: Vec<Refused>,
 }
 
 impl Asked {
@@ -59,11 +66,14 @@ impl Asked {
             questions.push(Question::bytes(libc::SYS_timer_gettime, args, 1, 32));
             questions.push(Question::result(libc::SYS_timer_getoverrun, args));
         }
+        questions.extend(settings::of_process());
         questions
     }
 
     /// Reads the answers; `None` if one is missing. `ignored`: the signals with SIG_IGN, which need not be asked for.
     pub fn read(&self, answers: &[Answer], ignored: u64) -> Option<Told> {
+        let (answers, others) = answers.split_at_checked(answers.len().checked_sub(PROCESS_QUESTIONS)?)?;
+        let (settings, refused) = settings::read_process(others);
         let (fixed, rest) = answers.split_at_checked(6)?;
         let (actions, timers) = rest.split_at_checked(self.signals.len())?;
         if answers.iter().any(|a| a.result.is_err()) || timers.len() != 2 * self.timers.len() {
@@ -80,6 +90,8 @@ impl Asked {
             brk: fixed[0].result.ok()?,
             dumpable: fixed[1].result.ok()? as u32,
             child_subreaper: fixed[2].u32_at(0) != 0,
+            settings,
+            refused,
         })
     }
 
@@ -140,6 +152,8 @@ pub struct Files {
     pub oom_score_adj: i32,
     /// coredump_filter.
     pub coredump_filter: u32,
+    /// Nice value of its session's automatic group.
+    pub autogroup_nice: i32,
 }
 
 impl Files {
@@ -156,6 +170,7 @@ impl Files {
             personality: hex("personality"),
             oom_score_adj: word("oom_score_adj").trim().parse().unwrap_or(0),
             coredump_filter: hex("coredump_filter"),
+            autogroup_nice: settings::parse_autogroup(&word("autogroup")),
         }
     }
 }
@@ -172,8 +187,8 @@ mod tests {
     fn answers_become_records() {
         let timer = Timer { id: 3, signal: 34, notify: 4, target: 77, clock: 1, value: 5 };
         let asked = Asked::new(1 << 9, vec![timer]); // SIGUSR1 (10)
-        assert_eq!(asked.questions().len(), 6 + 2 + 2);
-        let answers = [
+        assert_eq!(asked.questions().len(), 6 + 2 + 2 + PROCESS_QUESTIONS);
+        let mut answers = vec![
             Answer { result: Ok(0x5000), bytes: vec![] },
             Answer { result: Ok(1), bytes: vec![] },
             answer(&[1]),
@@ -185,6 +200,7 @@ mod tests {
             answer(&[0, 8, 4, 9]),
             Answer { result: Ok(6), bytes: vec![] },
         ];
+        answers.extend(settings::of_process().map(|_| Answer { result: Ok(0), bytes: vec![] }));
         let told = asked.read(&answers, 1 << 12).unwrap();
         assert_eq!((told.brk, told.dumpable, told.child_subreaper), (0x5000, 1, true));
         assert_eq!(told.itimers[0], ItimerRecord { interval: 1_000_005_000, value: 2_000_007_000 });
@@ -193,6 +209,6 @@ mod tests {
         let timer = told.timers[0];
         assert_eq!(timer.setting, ItimerRecord { interval: 8, value: 4_000_000_009 });
         assert_eq!((timer.overrun, timer.tid), (6, 77));
-        assert_eq!(asked.read(&answers[..9], 0), None);
+        assert_eq!(asked.read(&answers[1..], 0), None);
     }
 }

@@ -26,6 +26,7 @@ use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
+use crate::members::living_task;
 use crate::storage::Subvolume;
 use crate::track::{Chain, SpaceKey, WatchedSpace};
 use crate::{check, machine, pinned};
@@ -284,7 +285,7 @@ fn unit_record(unit: &Unit) -> UnitRecord {
         name: unit.name.clone(),
         cgroup: unit.cgroup.clone(),
         main_pid: (unit.main_pid != 0).then_some(Pid(unit.main_pid)),
-        namespaces: namespaces(unit.main_pid),
+        namespaces: namespaces(living_task(nix::unistd::Pid::from_raw(unit.main_pid))),
         clocks: UnitClocks::default(),
         ephemeral: ephemeral::directories(unit),
         private_users: unit.private_users,

@@ -2,6 +2,7 @@
 
 use ckpt_image::records::{
     AltStack, Credentials, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord, ThreadRecord,
+    ThreadSettings,
 };
 use ckpt_sys::inject::Live;
 use ckpt_sys::{attributes, batch};
@@ -9,6 +10,7 @@ use nix::libc;
 
 use super::questions::{Answer, Question};
 use super::text::Status;
+use crate::kinds::settings::{self, Refused};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// PR_MCE_KILL_DEFAULT.
@@ -17,7 +19,7 @@ const MCE_KILL_DEFAULT: u32 = 2;
 /// What only the thread itself can tell; [`Told::read`] reads the answers.
 pub fn questions() -> Vec<Question> {
     let prctl = |option: i32| [option as u64, 0, 0, 0, 0, 0];
-    vec![
+    let mut questions = vec![
         Question::bytes(libc::SYS_sigaltstack, [0; 6], 1, 24),
         Question::bytes(libc::SYS_prctl, [PR_GET_TID_ADDRESS, 0, 0, 0, 0, 0], 1, 8),
         Question::bytes(libc::SYS_prctl, prctl(libc::PR_GET_PDEATHSIG), 1, 4),
@@ -25,11 +27,13 @@ pub fn questions() -> Vec<Question> {
         Question::result(libc::SYS_prctl, prctl(libc::PR_GET_SECUREBITS)),
         Question::result(libc::SYS_prctl, prctl(libc::PR_MCE_KILL_GET)),
         Question::bytes(libc::SYS_prctl, prctl(libc::PR_GET_TSC), 1, 4),
-    ]
+    ];
+    questions.extend(settings::of_thread());
+    questions
 }
 
 /// Answers to [`questions`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Told {
     altstack: AltStack,
     tid_address: u64,
@@ -38,14 +42,19 @@ pub struct Told {
     securebits: u32,
     mce_kill: u32,
     tsc: u32,
+    settings: ThreadSettings,
+    /// What cannot be kept.
+    pub refused: Option<Refused>,
 }
 
 impl Told {
     /// Reads the answers; `None` if one is missing.
     pub fn read(answers: &[Answer]) -> Option<Self> {
-        let [altstack, tid_address, pdeathsig, timer_slack, securebits, mce_kill, tsc] = answers else {
+        let [altstack, tid_address, pdeathsig, timer_slack, securebits, mce_kill, tsc, others @ ..] = answers
+        else {
             return None;
         };
+        let (settings, refused) = settings::read_thread(others);
         Some(Self {
             altstack: read_altstack(altstack)?,
             tid_address: tid_address.result.ok().map(|_| tid_address.u64_at(0))?,
@@ -55,6 +64,8 @@ impl Told {
             // A kernel without machine check recovery has no such setting.
             mce_kill: mce_kill.result.map_or(MCE_KILL_DEFAULT, |policy| policy as u32),
             tsc: tsc.result.map_or(libc::PR_TSC_ENABLE as u32, |_| tsc.u32_at(0)),
+            settings,
+            refused,
         })
     }
 }
@@ -72,7 +83,7 @@ pub fn record(
     place: usize,
     tid: Pid,
     status: &Status,
-    told: Told,
+    told: &Told,
 ) -> Result<ThreadRecord, ckpt_sys::Error> {
     let thread = live.stopped(place)?;
     let task = thread.tid();
@@ -115,6 +126,7 @@ pub fn record(
         io_priority: attributes::io_priority(task)?,
         mce_kill: told.mce_kill,
         tsc: told.tsc,
+        settings: told.settings.clone(),
     })
 }
 
@@ -155,7 +167,7 @@ mod tests {
         stack[..8].copy_from_slice(&0x7000u64.to_le_bytes());
         stack[8] = libc::SS_ONSTACK as u8;
         stack[16..].copy_from_slice(&8192u64.to_le_bytes());
-        let answers = [
+        let mut answers = vec![
             ok(0, &stack),
             ok(0, &0x99u64.to_le_bytes()),
             ok(0, &9u32.to_le_bytes()),
@@ -164,6 +176,7 @@ mod tests {
             ok(1, &[]),
             ok(0, &2u32.to_le_bytes()),
         ];
+        answers.extend(settings::of_thread().map(|_| ok(0, &[])));
         assert_eq!(answers.len(), questions().len());
         let told = Told::read(&answers).unwrap();
         assert_eq!(told.altstack, AltStack { sp: 0x7000, flags: 0, size: 8192 });

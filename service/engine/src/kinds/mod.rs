@@ -38,6 +38,7 @@ mod peek;
 mod pidfd;
 mod pipe;
 pub mod rebuild;
+pub mod settings;
 mod signalfd;
 mod stand_in;
 mod tcp;

@@ -5,6 +5,7 @@ use ckpt_sys::batch::{Batch, Call};
 use nix::libc;
 
 use super::{Failure, Member};
+use crate::kinds::settings;
 
 /// prctl(2) options that libc does not name.
 /// PR_TIMER_CREATE_RESTORE_IDS, Linux 6.15: timer_create(2) takes the id it is to give.
@@ -59,6 +60,7 @@ pub fn attributes(member: &mut Member, body: &ProcessBody) -> Result<Vec<String>
     batch.must(libc::SYS_personality, [u64::from(body.personality), 0, 0, 0, 0, 0]);
     let subreaper = [libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(body.child_subreaper), 0, 0, 0, 0];
     batch.must(libc::SYS_prctl, subreaper);
+    settings::set_process(&mut batch, &body.settings);
     let mut set = Vec::new();
     for (resource, (soft, hard)) in body.limits.iter().enumerate() {
         let at = batch.data(&limit(*soft, *hard));
@@ -213,6 +215,12 @@ fn count_one(batch: &mut Batch, timer: &PosixTimerRecord, next: i32) -> (ckpt_sy
 pub fn from_outside(member: &Member, body: &ProcessBody) -> Vec<String> {
     let mut problems = Vec::new();
     let directory = std::path::PathBuf::from(format!("/proc/{}", member.tid()));
+    let nice = body.settings.autogroup_nice;
+    if nice != 0
+        && let Err(e) = std::fs::write(directory.join("autogroup"), nice.to_string())
+    {
+        problems.push(format!("the nice value of its session could not be set to {nice}: {e}"));
+    }
     for (name, value) in [
         ("oom_score_adj", body.oom_score_adj.to_string()),
         ("coredump_filter", format!("{:#x}", body.coredump_filter)),
@@ -230,11 +238,13 @@ pub fn from_outside(member: &Member, body: &ProcessBody) -> Vec<String> {
     problems
 }
 
-/// PR_SET_DUMPABLE, after the credentials are set. 2 cannot be set; 0 is as strict.
+/// PR_SET_DUMPABLE, after the credentials are set, and PR_SET_MDWE. 2 cannot be set; 0 is as strict.
 pub fn dumpable(member: &mut Member, body: &ProcessBody) -> Result<(), Failure> {
     let value = u64::from(body.dumpable == 1);
-    let args = [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0];
-    member.call("set dumpable", libc::SYS_prctl, args).map(drop)
+    let mut batch = member.batch();
+    batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0]);
+    settings::set_process_last(&mut batch, &body.settings);
+    member.run("set dumpable", &batch).map(drop)
 }
 
 /// A record by its number, or an error that names it.

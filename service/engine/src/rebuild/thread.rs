@@ -10,6 +10,7 @@ use nix::libc;
 
 use super::grow::push_clone;
 use super::{Failure, Member, credentials};
+use crate::kinds::settings as kept;
 
 /// sched_setattr(2).
 const SCHED_DEADLINE: u32 = 6;
@@ -56,6 +57,7 @@ pub fn set_up(
 ) -> Result<(), Failure> {
     let mut batch = member.batch();
     settings(&mut batch, record);
+    kept::set_thread(&mut batch, &record.settings);
     match now {
         None => scheduling(&mut batch, record, cpus),
         Some(_) => scheduling_from_outside(member.tid(), record)?,

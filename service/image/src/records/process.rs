@@ -86,6 +86,23 @@ pub struct ProcessBody {
     pub coredump_filter: u32,
     /// The controlling terminal's device number, 0 if none.
     pub tty: u64,
+    /// What prctl(2) and its like keep besides.
+    pub settings: ProcessSettings,
+}
+
+/// Settings of a process; those that nobody made are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ProcessSettings {
+    /// PR_GET_MDWE.
+    pub deny_write_execute: u32,
+    /// PR_GET_MEMORY_MERGE.
+    pub memory_merge: bool,
+    /// MEMBARRIER_CMD_GET_REGISTRATIONS.
+    pub membarrier: u32,
+    /// It may use the tiles of AMX (ARCH_REQ_XCOMP_PERM).
+    pub tiles: bool,
+    /// /proc/PID/autogroup.
+    pub autogroup_nice: i32,
 }
 
 /// The first thread of a process, which ended before others (pthread_exit(3)). It is a zombie until these end.

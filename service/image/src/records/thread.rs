@@ -49,6 +49,23 @@ pub struct ThreadRecord {
     pub mce_kill: u32,
     /// PR_GET_TSC: 1 the time stamp counter may be read, 2 it may not.
     pub tsc: u32,
+    /// What prctl(2) and its like keep besides.
+    pub settings: ThreadSettings,
+}
+
+/// Settings of a thread; those that nobody made are zero.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ThreadSettings {
+    /// PR_GET_SPECULATION_CTRL of store bypass, indirect branches and L1D flushing: what was set.
+    pub speculation: [u32; 3],
+    /// PR_GET_IO_FLUSHER.
+    pub io_flusher: bool,
+    /// get_mempolicy(2), with its flags; 0 is the default.
+    pub memory_policy: u32,
+    /// Its nodes, 64 a word.
+    pub memory_nodes: Vec<u64>,
+    /// CPUID faults (ARCH_GET_CPUID).
+    pub cpuid_faults: bool,
 }
 
 /// A system call that the stop interrupted.

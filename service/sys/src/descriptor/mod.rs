@@ -44,13 +44,13 @@ pub(crate) fn owned(result: i64) -> Result<OwnedFd> {
 
 /// A pidfd of a process (pidfd_open(2), Linux 5.3). Errors: ESRCH.
 pub fn open_process(pid: i32) -> Result<OwnedFd> {
-    // SAFETY: takes two integers.
-    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).or_else(|e| match e {
-        // A thread of a process whose leader has ended: ENOENT, before Linux 6.9 EINVAL.
-        // SAFETY: as above.
-        Errno::ENOENT | Errno::EINVAL => {
-            owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::O_EXCL) })
-        }
+    let open = |flags: libc::c_int| {
+        // SAFETY: takes two integers.
+        owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })
+    };
+    open(0).or_else(|e| match e {
+        // A thread of a process whose leader has ended: ENOENT, before Linux 6.9 EINVAL. PIDFD_THREAD is O_EXCL.
+        Errno::ENOENT | Errno::EINVAL => open(libc::O_EXCL),
         e => Err(e),
     })
 }

@@ -62,6 +62,7 @@ fn body(n: u32, child_subreaper: bool) -> ProcessBody {
         oom_score_adj: 0,
         coredump_filter: 0,
         tty: 0,
+        settings: Default::default(),
     }
 }
 
