@@ -13,6 +13,10 @@ type Entry = (i32, i32, usize);
 const SOL_NETLINK: i32 = 270;
 const SO_BUF_LOCK: i32 = 72; // Linux 5.15
 const SO_PASSPIDFD: i32 = 76; // Linux 6.5
+const SO_PASSRIGHTS: i32 = 83; // Linux 6.16
+/// Room for options of packets: of IPv4 the header has place for so many, of IPv6 their length is a byte, in units of 8.
+const IP_OPTIONS_ROOM: usize = 40;
+const IPV6_OPTIONS_ROOM: usize = 2048;
 
 /// socket(7).
 const SOCKET: &[Entry] = &[
@@ -36,6 +40,18 @@ const SOCKET: &[Entry] = &[
     (libc::SOL_SOCKET, libc::SO_PEEK_OFF, 4),
     (libc::SOL_SOCKET, libc::SO_BUSY_POLL, 4),
     (libc::SOL_SOCKET, libc::SO_ZEROCOPY, 4),
+    // Of a new size of times, those of above with another name: set after them.
+    (libc::SOL_SOCKET, 63, 4), // SO_TIMESTAMP_NEW
+    (libc::SOL_SOCKET, 64, 4), // SO_TIMESTAMPNS_NEW
+    (libc::SOL_SOCKET, 65, 4), // SO_TIMESTAMPING_NEW
+    (libc::SOL_SOCKET, libc::SO_WIFI_STATUS, 4),
+    (libc::SOL_SOCKET, libc::SO_NOFCS, 4),
+    (libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 4),
+    (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, 8),
+    (libc::SOL_SOCKET, libc::SO_TXTIME, 8),
+    (libc::SOL_SOCKET, 69, 4), // SO_PREFER_BUSY_POLL
+    (libc::SOL_SOCKET, 74, 4), // SO_TXREHASH
+    (libc::SOL_SOCKET, 75, 4), // SO_RCVMARK
     (libc::SOL_SOCKET, libc::SO_SNDBUF, 4),
     (libc::SOL_SOCKET, libc::SO_RCVBUF, 4),
     (libc::SOL_SOCKET, SO_BUF_LOCK, 4), // after the sizes, whose setting changes it
@@ -46,6 +62,7 @@ const UNIX: &[Entry] = &[
     (libc::SOL_SOCKET, libc::SO_PASSCRED, 4),
     (libc::SOL_SOCKET, libc::SO_PASSSEC, 4),
     (libc::SOL_SOCKET, SO_PASSPIDFD, 4),
+    (libc::SOL_SOCKET, SO_PASSRIGHTS, 4),
 ];
 
 /// ip(7).
@@ -62,6 +79,14 @@ const IP: &[Entry] = &[
     (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR, 4),
     (libc::IPPROTO_IP, libc::IP_MINTTL, 4),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 4),
+    (libc::IPPROTO_IP, libc::IP_OPTIONS, IP_OPTIONS_ROOM),
+    (libc::IPPROTO_IP, libc::IP_RECVOPTS, 4),
+    (libc::IPPROTO_IP, libc::IP_RETOPTS, 4),
+    (libc::IPPROTO_IP, libc::IP_PASSSEC, 4),
+    (libc::IPPROTO_IP, libc::IP_CHECKSUM, 4),
+    (libc::IPPROTO_IP, 25, 4), // IP_RECVFRAGSIZE
+    (libc::IPPROTO_IP, 26, 4), // IP_RECVERR_RFC4884
+    (libc::IPPROTO_IP, 51, 4), // IP_LOCAL_PORT_RANGE
 ];
 
 /// ipv6(7).
@@ -76,6 +101,29 @@ const IPV6: &[Entry] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPATHMTU, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292PKTINFO, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292HOPOPTS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292DSTOPTS, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292RTHDR, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_2292HOPLIMIT, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, IPV6_OPTIONS_ROOM),
+    (libc::IPPROTO_IPV6, libc::IPV6_RTHDRDSTOPTS, IPV6_OPTIONS_ROOM),
+    (libc::IPPROTO_IPV6, libc::IPV6_RTHDR, IPV6_OPTIONS_ROOM),
+    (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, IPV6_OPTIONS_ROOM),
+    (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_AUTOFLOWLABEL, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVFRAGSIZE, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND, 4),
+    (libc::IPPROTO_IPV6, 29, 4), // IPV6_MULTICAST_ALL
+    (libc::IPPROTO_IPV6, 31, 4), // IPV6_RECVERR_RFC4884
 ];
 
 /// tcp(7).
@@ -92,13 +140,24 @@ const TCP: &[Entry] = &[
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 4),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 4),
     (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4),
+    (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 4),
+    (libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 4),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_KEY, 32),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, 4),
+    (libc::IPPROTO_TCP, libc::TCP_INQ, 4),
+    (libc::IPPROTO_TCP, 37, 4), // TCP_TX_DELAY
+    (libc::IPPROTO_TCP, 44, 4), // TCP_RTO_MAX_MS, Linux 6.15
+    (libc::IPPROTO_TCP, 45, 4), // TCP_RTO_MIN_US, Linux 6.16
+    (libc::IPPROTO_TCP, 46, 4), // TCP_DELACK_MAX_US, Linux 6.16
 ];
 
-/// udp(7), with UDP_SEGMENT and UDP_GRO, and what streams have no use for of ip(7) and ipv6(7).
+/// udp(7), with UDP_SEGMENT, UDP_GRO, UDP_NO_CHECK6_TX and _RX, and what streams have no use for of ip(7) and ipv6(7).
 const UDP: &[Entry] = &[
     (libc::IPPROTO_UDP, libc::UDP_CORK, 4),
     (libc::IPPROTO_UDP, 103, 4),
     (libc::IPPROTO_UDP, 104, 4),
+    (libc::IPPROTO_UDP, 101, 4),
+    (libc::IPPROTO_UDP, 102, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
     (libc::IPPROTO_IP, 50, 4), // IP_UNICAST_IF
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 4),
@@ -110,17 +169,24 @@ const UDP: &[Entry] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
 ];
 
-/// raw(7): IP_HDRINCL, ICMP_FILTER; IPV6_HDRINCL, and ICMP6_FILTER of IPPROTO_ICMPV6.
+/// udplite(7): UDPLITE_SEND_CSCOV, UDPLITE_RECV_CSCOV.
+const UDPLITE: &[Entry] = &[(libc::IPPROTO_UDPLITE, 10, 4), (libc::IPPROTO_UDPLITE, 11, 4)];
+
+/// raw(7): IP_HDRINCL, ICMP_FILTER, IP_NODEFRAG; IPV6_HDRINCL, IPV6_CHECKSUM, and ICMP6_FILTER of IPPROTO_ICMPV6.
 const RAW: &[Entry] = &[
     (libc::IPPROTO_IP, libc::IP_HDRINCL, 4),
     (libc::SOL_RAW, 1, 4),
+    (libc::IPPROTO_IP, libc::IP_NODEFRAG, 4),
     (libc::IPPROTO_IPV6, 36, 4),
+    (libc::IPPROTO_IPV6, 7, 4),
     (libc::IPPROTO_ICMPV6, 1, 32),
 ];
 
-/// packet(7): AUXDATA, ORIGDEV, VERSION, RESERVE, TIMESTAMP, VNET_HDR, TX_HAS_OFF, QDISC_BYPASS, IGNORE_OUTGOING.
+/// packet(7): AUXDATA, COPY_THRESH, LOSS, ORIGDEV, VERSION, RESERVE, TIMESTAMP, VNET_HDR, TX_HAS_OFF, QDISC_BYPASS, IGNORE_OUTGOING.
 const PACKET: &[Entry] = &[
     (libc::SOL_PACKET, 8, 4),
+    (libc::SOL_PACKET, 7, 4),
+    (libc::SOL_PACKET, 14, 4),
     (libc::SOL_PACKET, 9, 4),
     (libc::SOL_PACKET, 10, 4),
     (libc::SOL_PACKET, 12, 4),
@@ -155,7 +221,8 @@ fn entries(family: i32, protocol: i32) -> Vec<&'static [Entry]> {
     }
     match protocol {
         libc::IPPROTO_TCP | libc::IPPROTO_MPTCP => lists.push(TCP),
-        libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE | libc::IPPROTO_ICMP => lists.push(UDP),
+        libc::IPPROTO_UDPLITE => lists.extend([UDP, UDPLITE]),
+        libc::IPPROTO_UDP | libc::IPPROTO_ICMP => lists.push(UDP),
         -1 => {}
         _ => lists.extend([UDP, RAW]),
     }
@@ -188,7 +255,8 @@ fn is_filter(option: &SocketOption) -> bool {
 /// Sets what differs, but not the filter. Errors with the option they are of.
 pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), (SocketOption, Errno)> {
     // The numbers of options are those of their level only: IPV6_V6ONLY is SO_ATTACH_FILTER of another.
-    for option in options.iter().filter(|option| !is_filter(option)) {
+    // An empty value is that of an option that the socket did not have, and cannot always be set.
+    for option in options.iter().filter(|option| !is_filter(option) && !option.value.is_empty()) {
         let now = socket::option(fd, option.level, option.name, option.value.len().max(16));
         if now.as_ref() == Ok(&option.value) {
             continue;
@@ -255,10 +323,15 @@ mod tests {
             socket::set_int_option(old.as_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, 3).unwrap();
             if family == libc::AF_INET6 {
                 socket::set_int_option(old.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1).unwrap();
+                socket::set_int_option(old.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1).unwrap();
+                let padding = [0, 0, 1, 4, 0, 0, 0, 0];
+                socket::set_option(old.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, &padding).unwrap();
             }
             if protocol == libc::IPPROTO_TCP {
                 socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1).unwrap();
                 socket::set_int_option(old.as_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 77).unwrap();
+                let key = libc::TCP_FASTOPEN_KEY;
+                socket::set_option(old.as_fd(), libc::IPPROTO_TCP, key, b"a key of 16 byte").unwrap();
             }
             let pass_all = [6u8, 0, 0, 0, 0xff, 0xff, 0, 0];
             socket::set_filter(old.as_fd(), &pass_all).unwrap();
