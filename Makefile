@@ -63,7 +63,7 @@ integration: stage ## tests of the installed project in a throwaway machine; FIL
 	$(machine) run --stage '$(stage)' --timeout 300 -- env CKPT_MACHINE=1 \
 		"$$($(CARGO) test -q -p ckptd --test systemd --no-run --message-format=json | \
 		sed -n 's|.*"executable":"\([^"]*/systemd-[^"]*\)".*|\1|p')" --test-threads=1
-	$(machine) run --stage '$(stage)' --timeout 1200 -- $(CURDIR)/target/debug/integration $(FILTER)
+	$(machine) run --stage '$(stage)' --timeout 3000 -- $(CURDIR)/target/debug/integration $(FILTER)
 	case "$(FILTER)" in ''|reboot) ./tests/reboot $(CURDIR)/$(machine) '$(stage)' $(CURDIR)/target/victims ;; esac
 
 demo: stage ## Redis and PostgreSQL under load go back together to the moment of a checkpoint

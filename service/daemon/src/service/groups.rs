@@ -88,6 +88,11 @@ impl Service {
         self.all_registered().into_iter().filter(|g| g.config.slice.is_some()).collect()
     }
 
+    /// Whether a group has its file, which goes before its drop-ins do.
+    pub fn has_file(&self, group: &str) -> bool {
+        groups::file::path(&self.groups_dir, group).exists()
+    }
+
     /// Takes groups.d as it is now. Files that are wrong are told; what was known of them stays.
     fn load(&self) {
         let (read, errors) = groups::load::all(&self.groups_dir);

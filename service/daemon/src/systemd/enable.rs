@@ -33,10 +33,18 @@ impl Systemd {
         self.write_all(group, &units).map(drop)
     }
 
-    /// Units that joined the slice since: those that have no drop-in yet. Whether there were any.
-    pub(super) fn install_missing(&self, group: &Group) -> Result<bool, Error> {
+    /// Units that joined the slice since: those that have no drop-in yet. Whether there were any. `is_enabled` is asked at the last moment: the
+    /// group may be disabled meanwhile.
+    pub(super) fn install_missing(
+        &self,
+        group: &Group,
+        is_enabled: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
         let mut units = self.bridge.run(self.units_to_install(group))?;
         let _writing = self.lock_writing();
+        if !is_enabled() {
+            return Ok(false);
+        }
         units.retain(|unit| !dropin::path(&self.etc, unit, dropin::ENABLED).exists());
         self.write_all(group, &units)
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use ckpt_engine::{Error, Group};
 
-use super::dropin;
+use super::{dropin, list};
 
 /// Where unit files lie, the first that has a name wins (systemd.unit(5)).
 const PLACES: [&str; 6] = [
@@ -44,6 +44,24 @@ struct Said {
 pub fn write(groups: &[Group], library: &Path, into: &Path) -> Result<(), Error> {
     let places: Vec<_> = PLACES.iter().map(PathBuf::from).collect();
     write_from(groups, library, into, Shelf::look(places))
+}
+
+/// Services whose unit files say that they are in no slice below this one, so that systemd need not load hundreds of them to be asked.
+pub fn elsewhere(slice: &str) -> BTreeSet<String> {
+    elsewhere_from(slice, &Shelf::look(PLACES.iter().map(PathBuf::from).collect()))
+}
+
+fn elsewhere_from(slice: &str, shelf: &Shelf) -> BTreeSet<String> {
+    let stem = slice.trim_end_matches(".slice");
+    // Where services are that name no slice, systemd knows better than files.
+    if stem == "-" || stem == "system" || stem.starts_with("system-") {
+        return BTreeSet::new();
+    }
+    let is_elsewhere = |name: &&String| {
+        let said = shelf.read(name).filter(|said| !said.slice.is_empty() && !said.slice.contains('%'));
+        said.is_some_and(|said| !list::is_below(&said.slice, slice))
+    };
+    shelf.units.keys().filter(|name| !name.contains('@')).filter(is_elsewhere).cloned().collect()
 }
 
 fn write_from(groups: &[Group], library: &Path, into: &Path, shelf: Shelf) -> Result<(), Error> {
@@ -264,6 +282,10 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", lib.join("e.service")).unwrap();
         let groups = [group("web", Some("web.slice"), &[])];
         let shelf = Shelf::look(vec![etc, lib]);
+        let elsewhere = |slice| elsewhere_from(slice, &shelf).into_iter().collect::<Vec<_>>();
+        assert_eq!(elsewhere("web.slice"), ["d.service"]);
+        assert_eq!(elsewhere("other.slice"), ["a.service"]);
+        assert!(elsewhere("system.slice").is_empty(), "systemd is to be asked");
         write_from(&groups, Path::new("/lib.so"), &out, shelf).unwrap();
         let names: Vec<_> = entries(&out).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a.service.d", "b@.service.d", "c@1.service.d"]);

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use zbus::OwnedObjectPath;
 
 use super::bridge::{Bridge, failed};
+use super::generator;
 
 /// The unit that we are: it cannot freeze itself.
 const OURSELVES: &str = "ckptd.service";
@@ -72,7 +73,9 @@ pub async fn all_services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>
     let files = files.map_err(|e| failed("unit files", &e))?;
     let names = files.iter().filter_map(|(file, _)| file.rsplit('/').next());
     // A template has no slice; its instances are seen when they are loaded.
-    let names = names.filter(|n| !n.contains("@.") && services.iter().all(|s| s != n));
+    let elsewhere = generator::elsewhere(slice);
+    let names =
+        names.filter(|n| !n.contains("@.") && !elsewhere.contains(*n) && services.iter().all(|s| s != n));
     // systemd forgets a unit that nothing refers to at once: the question loads it and asks in one go.
     let slices = names.map(|name| async move { (name, slice_of(bridge, name).await) });
     let slices: Vec<_> = futures_util::stream::iter(slices).buffer_unordered(AT_ONCE).collect().await;
@@ -88,7 +91,7 @@ async fn slice_of(bridge: &Bridge, unit: &str) -> Option<String> {
 }
 
 /// Whether a slice is another or nested in it: the name says so (systemd.slice(5)).
-fn is_below(slice: &str, top: &str) -> bool {
+pub(super) fn is_below(slice: &str, top: &str) -> bool {
     let stem = top.strip_suffix(".slice").unwrap_or(top);
     slice == top || slice.strip_prefix(stem).is_some_and(|rest| rest.starts_with('-'))
 }

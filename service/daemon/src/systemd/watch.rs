@@ -66,7 +66,7 @@ impl Systemd {
             let (systemd, service) = (Arc::clone(&self), Arc::clone(&service));
             let _ = tokio::task::spawn_blocking(move || {
                 for group in service.slices() {
-                    if let Err(error) = systemd.install_missing(&group) {
+                    if let Err(error) = systemd.install_missing(&group, || service.has_file(&group.name)) {
                         journal::problem(&group.name, &error);
                     }
                 }
