@@ -25,6 +25,17 @@ const PLACES: [&str; 6] = [
     "/lib/systemd/system",
 ];
 
+/// Where others make unit files while systemd runs; the rest of what systemd.unit(5) lists.
+const MADE_PLACES: [&str; 7] = [
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
+    "/etc/systemd/system.attached",
+    "/run/systemd/system.attached",
+    "/run/systemd/generator",
+    "/run/systemd/generator.late",
+    "/etc/systemd/system.control",
+];
+
 /// The units that systemd would load, by name, and their drop-in directories.
 #[derive(Debug, Default)]
 struct Shelf {
@@ -46,22 +57,23 @@ pub fn write(groups: &[Group], library: &Path, into: &Path) -> Result<(), Error>
     write_from(groups, library, into, Shelf::look(places))
 }
 
-/// Services whose unit files say that they are in no slice below this one, so that systemd need not load hundreds of them to be asked.
-pub fn elsewhere(slice: &str) -> BTreeSet<String> {
-    elsewhere_from(slice, &Shelf::look(PLACES.iter().map(PathBuf::from).collect()))
+/// Services with a unit file that may be in this slice or one below it, as far as files alone tell: systemd is to be asked about these, not
+/// for all unit files, which costs it half a second. `None` where files do not tell: services that name no slice may be in it.
+pub fn candidates(slice: &str) -> Option<Vec<String>> {
+    let places = PLACES.iter().chain(&MADE_PLACES).map(PathBuf::from).collect();
+    candidates_from(slice, &Shelf::look(places))
 }
 
-fn elsewhere_from(slice: &str, shelf: &Shelf) -> BTreeSet<String> {
+fn candidates_from(slice: &str, shelf: &Shelf) -> Option<Vec<String>> {
     let stem = slice.trim_end_matches(".slice");
-    // Where services are that name no slice, systemd knows better than files.
     if stem == "-" || stem == "system" || stem.starts_with("system-") {
-        return BTreeSet::new();
+        return None;
     }
-    let is_elsewhere = |name: &&String| {
+    let may_be = |name: &&String| {
         let said = shelf.read(name).filter(|said| !said.slice.is_empty() && !said.slice.contains('%'));
-        said.is_some_and(|said| !list::is_below(&said.slice, slice))
+        said.is_none_or(|said| list::is_below(&said.slice, slice))
     };
-    shelf.units.keys().filter(|name| !name.contains('@')).filter(is_elsewhere).cloned().collect()
+    Some(shelf.units.keys().filter(|name| !name.contains("@.")).filter(may_be).cloned().collect())
 }
 
 fn write_from(groups: &[Group], library: &Path, into: &Path, shelf: Shelf) -> Result<(), Error> {
@@ -282,10 +294,9 @@ mod tests {
         std::os::unix::fs::symlink("/dev/null", lib.join("e.service")).unwrap();
         let groups = [group("web", Some("web.slice"), &[])];
         let shelf = Shelf::look(vec![etc, lib]);
-        let elsewhere = |slice| elsewhere_from(slice, &shelf).into_iter().collect::<Vec<_>>();
-        assert_eq!(elsewhere("web.slice"), ["d.service"]);
-        assert_eq!(elsewhere("other.slice"), ["a.service"]);
-        assert!(elsewhere("system.slice").is_empty(), "systemd is to be asked");
+        assert_eq!(candidates_from("web.slice", &shelf).unwrap(), ["a.service"]);
+        assert_eq!(candidates_from("other.slice", &shelf).unwrap(), ["d.service"]);
+        assert_eq!(candidates_from("system.slice", &shelf), None, "systemd is to be asked");
         write_from(&groups, Path::new("/lib.so"), &out, shelf).unwrap();
         let names: Vec<_> = entries(&out).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["a.service.d", "b@.service.d", "c@1.service.d"]);

@@ -69,19 +69,25 @@ pub async fn services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Er
 /// All services that belong below the slice: loaded ones, and those of unit files on disk.
 pub async fn all_services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Error> {
     let mut services = services_of(bridge, slice).await?;
-    let files = bridge.manager().await?.list_unit_files_by_patterns(&[], &["*.service"]).await;
-    let files = files.map_err(|e| failed("unit files", &e))?;
-    let names = files.iter().filter_map(|(file, _)| file.rsplit('/').next());
+    let files = match generator::candidates(slice) {
+        Some(names) => names,
+        None => unit_files(bridge).await?,
+    };
     // A template has no slice; its instances are seen when they are loaded.
-    let elsewhere = generator::elsewhere(slice);
-    let names =
-        names.filter(|n| !n.contains("@.") && !elsewhere.contains(*n) && services.iter().all(|s| s != n));
+    let names = files.iter().filter(|n| !n.contains("@.") && !services.contains(n));
     // systemd forgets a unit that nothing refers to at once: the question loads it and asks in one go.
-    let slices = names.map(|name| async move { (name, slice_of(bridge, name).await) });
+    let slices = names.map(|name| async move { (name.clone(), slice_of(bridge, name).await) });
     let slices: Vec<_> = futures_util::stream::iter(slices).buffer_unordered(AT_ONCE).collect().await;
     let below = slices.into_iter().filter(|(_, s)| s.as_deref().is_some_and(|s| is_below(s, slice)));
-    services.extend(below.map(|(name, _)| name.to_owned()));
+    services.extend(below.map(|(name, _)| name).collect::<Vec<_>>());
     Ok(services)
+}
+
+/// The names of all services that have a unit file.
+async fn unit_files(bridge: &Bridge) -> Result<Vec<String>, Error> {
+    let files = bridge.manager().await?.list_unit_files_by_patterns(&[], &["*.service"]).await;
+    let files = files.map_err(|e| failed("unit files", &e))?;
+    Ok(files.iter().filter_map(|(file, _)| Some(file.rsplit('/').next()?.to_owned())).collect())
 }
 
 /// The slice of a service; none if it cannot be loaded, then it has no process either.

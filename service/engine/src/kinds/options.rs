@@ -43,7 +43,7 @@ const SOCKET: &[Entry] = &[
     // Of a new size of times, those of above with another name: set after them.
     (libc::SOL_SOCKET, 63, 4), // SO_TIMESTAMP_NEW
     (libc::SOL_SOCKET, 64, 4), // SO_TIMESTAMPNS_NEW
-    (libc::SOL_SOCKET, 65, 4), // SO_TIMESTAMPING_NEW
+    (libc::SOL_SOCKET, 65, 8), // SO_TIMESTAMPING_NEW; whole, for setting it changes the others
     (libc::SOL_SOCKET, libc::SO_WIFI_STATUS, 4),
     (libc::SOL_SOCKET, libc::SO_NOFCS, 4),
     (libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 4),
