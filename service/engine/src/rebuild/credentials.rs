@@ -5,11 +5,13 @@
 //!  ► capabilities, with CAP_SETPCAP on top ► ambient set ► secure bits ► capabilities exactly
 //! ```
 
+use std::os::unix::fs::MetadataExt;
+
 use ckpt_image::records::Credentials;
 use ckpt_sys::batch::Batch;
 use nix::libc;
 
-use super::{Failure, Member};
+use crate::capture::text::parse_status;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 const CAP_SETPCAP: u64 = 1 << 8;
@@ -21,37 +23,85 @@ const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 
-/// Sets all credentials of a thread that has all privileges still.
-pub fn set(member: &mut Member, wanted: &Credentials) -> Result<(), Failure> {
-    let mut batch = member.batch();
+/// More calls than set all credentials of a thread.
+pub const CALLS: usize = 2 * CAPABILITIES as usize + 16;
+
+/// Bytes that the calls for these credentials need.
+pub fn bytes(wanted: &Credentials) -> usize {
+    4 * wanted.groups.len() + 256
+}
+
+/// What members have from the process that makes them.
+#[derive(Debug)]
+pub struct Ours {
+    credentials: Option<Credentials>,
+    namespace: Option<(u64, u64)>,
+}
+
+impl Ours {
+    /// Of this process.
+    pub fn look() -> Self {
+        let credentials = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+            let securebits = ckpt_sys::attributes::secure_bits().ok()?;
+            Some(Credentials { securebits, ..parse_status(&status).credentials })
+        });
+        Self { credentials, namespace: user_namespace("self") }
+    }
+
+    /// Of a member before its credentials are set. `None` where that is not known: in another user namespace ids mean something else.
+    pub fn of(&self, tid: nix::unistd::Pid) -> Option<&Credentials> {
+        let here = self.namespace.is_some() && user_namespace(&tid.to_string()) == self.namespace;
+        self.credentials.as_ref().filter(|_| here)
+    }
+}
+
+/// Device and inode.
+fn user_namespace(pid: &str) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(format!("/proc/{pid}/ns/user")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Sets all credentials of a thread that has all privileges still. Each change costs the kernel a copy of all of them, so what is right `now`
+/// is left, where that is known.
+pub fn set(batch: &mut Batch, wanted: &Credentials, now: Option<&Credentials>) {
+    if now == Some(wanted) {
+        return;
+    }
     let [inheritable, permitted, effective, bounding, ambient] = wanted.caps;
+    let had = now.map_or(u64::MAX, |now| now.caps[3]);
     batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, NO_SETUID_FIXUP, 0, 0, 0, 0]);
-    for cap in (0..CAPABILITIES).filter(|cap| bounding & (1 << cap) == 0) {
+    for cap in (0..CAPABILITIES).filter(|cap| had & !bounding & (1 << cap) != 0) {
         // EINVAL past the last capability of this kernel.
         batch.push(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0, 0]);
     }
-    ids(&mut batch, wanted);
+    ids(batch, wanted, now);
     let still = permitted | CAP_SETPCAP;
-    capset(&mut batch, inheritable, still, still);
+    capset(batch, inheritable, still, still);
     batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0]);
     for cap in (0..CAPABILITIES).filter(|cap| ambient & (1 << cap) != 0) {
         batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0, 0]);
     }
     batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, u64::from(wanted.securebits), 0, 0, 0, 0]);
-    capset(&mut batch, inheritable, permitted, effective);
-    member.run("set credentials", &batch).map(drop)
+    capset(batch, inheritable, permitted, effective);
 }
 
-fn ids(batch: &mut Batch, wanted: &Credentials) {
-    let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
-    let at = batch.data(&groups);
-    batch.must(libc::SYS_setgroups, [wanted.groups.len() as u64, at.get(), 0, 0, 0, 0]);
-    let [rgid, egid, sgid, fsgid] = wanted.gids.map(u64::from);
-    batch.must(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]);
-    batch.must(libc::SYS_setfsgid, [fsgid, 0, 0, 0, 0, 0]);
-    let [ruid, euid, suid, fsuid] = wanted.uids.map(u64::from);
-    batch.must(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]);
-    batch.must(libc::SYS_setfsuid, [fsuid, 0, 0, 0, 0, 0]);
+fn ids(batch: &mut Batch, wanted: &Credentials, now: Option<&Credentials>) {
+    if now.is_none_or(|now| now.groups != wanted.groups) {
+        let groups: Vec<u8> = wanted.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+        let at = batch.data(&groups);
+        batch.must(libc::SYS_setgroups, [wanted.groups.len() as u64, at.get(), 0, 0, 0, 0]);
+    }
+    let words = |ids: [u32; 4]| ids.map(u64::from);
+    if now.is_none_or(|now| now.gids != wanted.gids) {
+        let [rgid, egid, sgid, fsgid] = words(wanted.gids);
+        batch.must(libc::SYS_setresgid, [rgid, egid, sgid, 0, 0, 0]);
+        batch.must(libc::SYS_setfsgid, [fsgid, 0, 0, 0, 0, 0]);
+    }
+    if now.is_none_or(|now| now.uids != wanted.uids) {
+        let [ruid, euid, suid, fsuid] = words(wanted.uids);
+        batch.must(libc::SYS_setresuid, [ruid, euid, suid, 0, 0, 0]);
+        batch.must(libc::SYS_setfsuid, [fsuid, 0, 0, 0, 0, 0]);
+    }
 }
 
 /// capset(2) of the calling thread.

@@ -1,14 +1,15 @@
 //! The whole rebuild, stage by stage, over all members of the group.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
-    UnitRecord,
+    Credentials, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
+    UnitIndex, UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
+use ckpt_sys::batch::{Batch, Outcome, Slot};
 use ckpt_sys::missing::Missing;
 use ckpt_sys::nursery::{self, area};
 use ckpt_sys::thread::Stopped;
@@ -22,13 +23,16 @@ use super::cpus::stay_here;
 use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
-use super::memory::{Ground, Script};
+use super::memory::{Ground, Run, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
 use super::process::{self, living, lookup};
 use super::tree::Plan;
-use super::{Failure, Member, clocks, ephemeral, holes, ids, notify, release, sysv, tables, thread};
+use super::waves::{Batches, side_by_side};
+use super::{
+    Failure, Member, clocks, credentials, ephemeral, holes, ids, notify, release, sysv, tables, thread,
+};
 use crate::api::UnitMain;
 use crate::kinds::late;
 use crate::kinds::rebuild::Descriptions;
@@ -190,6 +194,22 @@ pub(super) fn tell_systemd(places: &Places, units: &[UnitMain]) -> Result<(), Fa
     places.iter().try_for_each(notify::end_stub)
 }
 
+/// What a process is the first to have of what several may share.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    table: bool,
+    space: bool,
+    fs: bool,
+    sighand: bool,
+}
+
+/// A process that was made, before its threads are set up.
+#[derive(Debug)]
+struct Made {
+    is_root: bool,
+    credentials: Option<Credentials>,
+}
+
 /// A rebuild under way.
 struct Rebuild<'a> {
     image: &'a GroupImage,
@@ -207,6 +227,8 @@ struct Rebuild<'a> {
     gadget: u64,
     /// Where threads may run whose records name no CPU that is here.
     cpus: Vec<u64>,
+    /// What every member is made with.
+    ours: credentials::Ours,
     members: Members,
     /// Threads besides the leaders, by process.
     threads: BTreeMap<Pid, Vec<Member>>,
@@ -255,6 +277,7 @@ impl<'a> Rebuild<'a> {
             floor,
             gadget: 0,
             cpus: Vec::new(),
+            ours: credentials::Ours::look(),
             warnings,
             members: Members::new(),
             threads: BTreeMap::new(),
@@ -272,32 +295,96 @@ impl<'a> Rebuild<'a> {
             };
             let done = deed(self, &mut member, record, body);
             self.members.insert(record.pid, member);
-            done.map_err(|e| {
-                let unit = self.places.get(record.unit).map_or("", |p| p.name.as_str());
-                e.of_pid(record.pid.0).of_unit(unit)
-            })?;
+            done.map_err(|e| self.blame(e, record))?;
         }
         Ok(())
     }
 
+    /// Runs batches in the leaders of all living processes at once; errors name process and unit. See [`side_by_side`].
+    fn all(
+        &mut self,
+        mut next: impl FnMut(
+            &Self,
+            usize,
+            Slot,
+            Option<Outcome>,
+        ) -> Result<Option<(&'static str, Batch)>, Failure>,
+    ) -> Result<(), Failure> {
+        let mut members = std::mem::take(&mut self.members);
+        let mut leaders: BTreeMap<Pid, &mut Member> = members.iter_mut().map(|(pid, m)| (*pid, m)).collect();
+        let mut ordered = Vec::with_capacity(leaders.len());
+        for (record, _) in living(self.image) {
+            let leader = leaders.remove(&record.pid);
+            let none = || Failure::not_restorable("it was not made").of_pid(record.pid.0);
+            ordered.push(leader.ok_or_else(none)?);
+        }
+        let done = side_by_side(&mut ordered, |place, slot, before| next(self, place, slot, before));
+        self.members = members;
+        done.map_err(|(place, e)| match living(self.image).nth(place) {
+            Some((record, _)) => self.blame(e, record),
+            None => e,
+        })
+    }
+
+    /// Names a process and its unit as where something failed.
+    fn blame(&self, failure: Failure, record: &ProcessRecord) -> Failure {
+        let unit = self.places.get(record.unit).map_or("", |p| p.name.as_str());
+        failure.of_pid(record.pid.0).of_unit(unit)
+    }
+
+    /// The bodies of all living processes, in order, each with what of it no process before has: descriptor table, address space, directories,
+    /// signal handlers.
+    fn firsts(&self) -> Vec<(&'a ProcessRecord, &'a ProcessBody, First)> {
+        let mut seen = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let first = |(record, body): (&'a ProcessRecord, &'a ProcessBody)| {
+            let first = First {
+                table: seen.0.insert(body.fd_table),
+                space: seen.1.insert(body.space),
+                fs: seen.2.insert(body.fs),
+                sighand: seen.3.insert(body.sighand),
+            };
+            (record, body, first)
+        };
+        living(self.image).map(first).collect()
+    }
+
     /// Descriptors and memory.
     fn fill(&mut self) -> Result<(), Failure> {
-        let mut tables_done = BTreeSet::new();
-        self.each(|this, member, _, body| {
-            if !tables_done.insert(body.fd_table) {
-                return Ok(());
+        let firsts = self.firsts();
+        let scripts = std::mem::take(&mut self.scripts);
+        let mut on_the_way = BTreeMap::new();
+        for (place, (_, body, first)) in firsts.iter().enumerate() {
+            let script = lookup(&scripts, body.space.index(), "address space")?;
+            on_the_way.insert(place, (VecDeque::new(), first.space.then(|| Run::new(script))));
+        }
+        let filled = self.all(|this, place, slot, before| {
+            let (_, body, first) = firsts[place];
+            let Some((tables, script)) = on_the_way.get_mut(&place) else { return Ok(None) };
+            match &before {
+                None if first.table => {
+                    let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
+                    let mut batches = Batches::new(slot);
+                    let number = |id| Some(this.descriptions.get(id)?.as_raw_fd());
+                    tables::place(&mut batches, table, this.floor, number);
+                    *tables = batches.all();
+                }
+                None => {}
+                Some(outcome) => script.iter().try_for_each(|script| script.check(outcome))?,
             }
-            let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
-            tables::place(member, table, this.floor, |id| Some(this.descriptions.get(id)?.as_raw_fd()))
-        })?;
+            if let Some(batch) = tables.pop_front() {
+                return Ok(Some(("place descriptors", batch)));
+            }
+            let Some(script) = script else { return Ok(None) };
+            let batch = script.batch(slot, &mut |wanted| this.opened.memory(wanted))?;
+            Ok(batch.map(|batch| ("make the memory", batch)))
+        });
+        drop(on_the_way);
+        self.scripts = scripts;
+        filled?;
         let mut spaces_done = BTreeSet::new();
         self.each(|this, member, _, body| {
-            if !spaces_done.insert(body.space) {
-                return Ok(());
-            }
             let script = lookup(&this.scripts, body.space.index(), "address space")?;
-            script.run(member, &mut |wanted| this.opened.memory(wanted))?;
-            if !script.absent.is_empty() {
+            if !script.absent.is_empty() && spaces_done.insert(body.space) {
                 let missing = lazy::watch(member, script)?;
                 this.watched.push((missing, script.absent.clone(), member.tid().as_raw()));
             }
@@ -319,51 +406,143 @@ impl<'a> Rebuild<'a> {
         Ok(lazy::absent_bytes(&self.scripts))
     }
 
-    /// Directories, handlers, threads, timers; then only the members' own descriptors are left.
+    /// Directories, handlers, threads, timers.
     fn furnish(&mut self) -> Result<(), Failure> {
-        let (mut fs_done, mut sighands_done) = (BTreeSet::new(), BTreeSet::new());
-        self.each(|this, member, record, body| {
-            if fs_done.insert(body.fs) {
+        let firsts = self.firsts();
+        self.all(|this, place, slot, before| {
+            let (_, body, first) = firsts[place];
+            let mut batch = Batch::new(slot);
+            if first.fs {
                 let fs = lookup(&this.image.fs, body.fs.index(), "directories")?;
-                process::directories(member, fs, this.opened.directories(fs)?)?;
+                process::directories(&mut batch, fs, this.opened.directories(fs)?);
             }
-            if sighands_done.insert(body.sighand) {
+            if first.sighand {
                 let sighand = lookup(&this.image.sighands, body.sighand.index(), "signal handlers")?;
-                process::handlers(member, sighand)?;
+                process::handlers(&mut batch, sighand);
             }
+            let wanted = before.is_none() && !batch.is_empty();
+            Ok(wanted.then_some(("set directories and signal handlers", batch)))
+        })?;
+        self.each(|this, member, record, body| {
             let threads = thread::make_threads(member, &body.threads)?;
             this.threads.insert(record.pid, threads);
             process::posix_timers(member, &body.posix_timers)
-        })?;
-        let mut tables_done = BTreeSet::new();
-        self.each(|this, member, _, body| {
-            if !tables_done.insert(body.fd_table) {
-                return Ok(());
-            }
-            tables::close_high(member, this.floor)
         })
     }
 
-    /// Limits, then every thread's own state, then what credentials would undo.
+    /// Every thread's own state, and limits; what credentials of any thread would undo comes with the leaders. Of descriptors only the members'
+    /// own are left.
     fn set_up_threads(&mut self) -> Result<(), Failure> {
-        let living: BTreeSet<Pid> = self.members.keys().copied().collect();
-        self.each(|this, member, record, body| {
-            let mut problems = process::from_outside(member, body);
-            problems.extend(process::attributes(member, body)?);
-            this.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
-            let is_root = !living.contains(&record.ppid);
-            let mut others = this.threads.remove(&record.pid).unwrap_or_default();
-            for (other, thread) in others.iter_mut().zip(body.threads.iter().skip(1)) {
-                thread::set_up(other, thread, this.image, is_root, &this.cpus)?;
-                release::queue(other, record.pid.0, &thread.pending, &[])?;
+        self.from_outside();
+        let made = self.made();
+        self.set_up_others(&made)?;
+        let firsts = self.firsts();
+        let mut turns: Vec<_> = firsts.iter().map(|_| (VecDeque::new(), None)).collect();
+        let mut problems = Vec::new();
+        self.all(|this, place, slot, before| {
+            let (record, body, first) = firsts[place];
+            let (batches, limits) = &mut turns[place];
+            match before {
+                None => {
+                    let mut all = Batches::new(slot);
+                    let batch = all.room(0, 0);
+                    if first.table {
+                        tables::close_high(batch, this.floor);
+                    }
+                    *limits = Some(process::attributes(batch, body));
+                    this.leader(&mut all, record, body, made.get(&record.pid))?;
+                    *batches = all.all();
+                }
+                // What came of the first batch, which has the limits.
+                Some(outcome) => {
+                    if let Some(limits) = limits.take() {
+                        let mut batch = Batch::new(slot);
+                        let failed = limits.failed(body, &outcome, &mut batch);
+                        problems.extend(failed.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
+                        batches.extend((!batch.is_empty()).then_some(batch));
+                    }
+                }
             }
-            this.threads.insert(record.pid, others);
-            let leader = leader(record, body)?;
-            thread::set_up(member, leader, this.image, is_root, &this.cpus)?;
-            process::dumpable(member, body)?;
-            process::itimers(member, &body.itimers)?;
-            release::drain(member)?;
-            release::queue(member, record.pid.0, &leader.pending, &body.pending)
+            Ok(batches.pop_front().map(|batch| ("set up the process", batch)))
+        })?;
+        self.warnings.extend(problems);
+        Ok(())
+    }
+
+    /// What is to be known of each process for the set-up of its threads: whether it has no parent of the group, and its credentials so far.
+    fn made(&self) -> BTreeMap<Pid, Made> {
+        let made = |(record, _): (&ProcessRecord, _)| {
+            let is_root = !self.members.contains_key(&record.ppid);
+            let member = self.members.get(&record.pid);
+            let credentials = member.and_then(|member| self.ours.of(member.tid()).cloned());
+            (record.pid, Made { is_root, credentials })
+        };
+        living(self.image).map(made).collect()
+    }
+
+    fn from_outside(&mut self) {
+        let ours = process::FromOutside::ours();
+        for (record, body) in living(self.image) {
+            let Some(member) = self.members.get(&record.pid) else { continue };
+            let problems = ours.set(member, body);
+            self.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
+        }
+    }
+
+    /// What the set-up of the threads of a process is told.
+    fn setting<'s>(&'s self, made: Option<&'s Made>) -> thread::Setting<'s> {
+        let (image, cpus) = (self.image, &self.cpus);
+        let is_root = made.is_some_and(|made| made.is_root);
+        thread::Setting { image, is_root, cpus, credentials: made.and_then(|made| made.credentials.as_ref()) }
+    }
+
+    /// The set-up of a process's leader.
+    fn leader(
+        &self,
+        batches: &mut Batches,
+        record: &ProcessRecord,
+        body: &ProcessBody,
+        made: Option<&Made>,
+    ) -> Result<(), Failure> {
+        let leader = leader(record, body)?;
+        thread::set_up(batches, leader, self.setting(made))?;
+        let batch = batches.room(8, 256);
+        process::dumpable(batch, body);
+        process::itimers(batch, &body.itimers);
+        release::drain(batch);
+        release::queue(batches, (record.pid, leader.tid), &leader.pending, &body.pending)
+    }
+
+    /// The set-up of all threads besides the leaders.
+    fn set_up_others(&mut self, made: &BTreeMap<Pid, Made>) -> Result<(), Failure> {
+        let mut threads = std::mem::take(&mut self.threads);
+        let mut records = Vec::new();
+        let mut members = Vec::new();
+        for (record, body) in living(self.image) {
+            records.extend(body.threads.iter().skip(1).map(|thread| (record, thread)));
+        }
+        let mut by_process: BTreeMap<Pid, &mut Vec<Member>> =
+            threads.iter_mut().map(|(pid, threads)| (*pid, threads)).collect();
+        for (record, _) in living(self.image) {
+            members.extend(by_process.remove(&record.pid).into_iter().flatten());
+        }
+        let mut turns: Vec<_> = records.iter().map(|_| VecDeque::new()).collect();
+        let done = side_by_side(&mut members, |place, slot, before| {
+            let Some((record, thread)) = records.get(place) else { return Ok(None) };
+            let batches = &mut turns[place];
+            if before.is_none() {
+                let mut all = Batches::new(slot);
+                thread::set_up(&mut all, thread, self.setting(made.get(&record.pid)))?;
+                release::queue(&mut all, (record.pid, thread.tid), &thread.pending, &[])?;
+                *batches = all.all();
+            }
+            Ok(batches.pop_front().map(|batch| ("set up the thread", batch)))
+        });
+        drop(members);
+        self.threads = threads;
+        done.map_err(|(place, e)| match records.get(place) {
+            Some((record, _)) => self.blame(e, record),
+            None => e,
         })
     }
 
@@ -396,18 +575,23 @@ impl<'a> Rebuild<'a> {
             }
             last_of_space.insert(body.space, record.pid);
         }
-        let mut processes = Vec::new();
+        let mut unmapping = Vec::new();
         for (record, body) in living(self.image) {
             let Some(member) = self.members.remove(&record.pid) else {
                 return Err(Failure::not_restorable("it was not made").of_pid(record.pid.0));
             };
-            let last = last_of_space.get(&body.space) == Some(&record.pid);
-            let free = if last {
-                let instruction = self.vdso_of(body)?.add(self.gadget);
-                release::unmap_runner(member, instruction)?.0
-            } else {
-                member.into_thread()?
-            };
+            unmapping.push(match last_of_space.get(&body.space) == Some(&record.pid) {
+                true => {
+                    let instruction = self.vdso_of(body)?.add(self.gadget);
+                    (record, body, Err((release::begin_unmap(member, instruction)?, instruction)))
+                }
+                false => (record, body, Ok(member.into_thread()?)),
+            });
+        }
+        let mut processes = Vec::new();
+        for (record, body, thread) in unmapping {
+            let unmapped = thread.or_else(|(thread, instruction)| release::end_unmap(thread, instruction));
+            let free = unmapped.map_err(|e| e.of_pid(record.pid.0))?;
             release::set_registers(&free, leader(record, body)?)?;
             processes.push((record, free));
         }

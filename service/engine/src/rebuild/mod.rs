@@ -34,6 +34,7 @@ mod sysv;
 mod tables;
 mod thread;
 pub mod tree;
+mod waves;
 
 pub use driver::{Reply, Report, Request};
 pub use failure::Failure;
