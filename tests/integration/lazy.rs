@@ -34,10 +34,11 @@ fn arriving(name: &str) -> (Group, Victim) {
     (group, victim)
 }
 
-/// The marks of memory that arrives.
+/// The marks of memory that arrives; one that says that all is there goes at the next checkpoint.
 fn marks(group: &Group) -> Vec<PathBuf> {
     let marks = fs::read_dir(Path::new("/run/ckpt/arriving").join(&group.name));
-    marks.into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    let marks = marks.into_iter().flatten().flatten().map(|entry| entry.path());
+    marks.filter(|mark| fs::read_to_string(mark).is_ok_and(|text| text != "complete\n")).collect()
 }
 
 fn all_there(group: &Group) {
