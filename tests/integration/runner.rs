@@ -34,9 +34,9 @@ impl Test {
     }
 }
 
-/// Ends the calling test as skipped.
+/// Ends the calling test as skipped, for a reason that is shown in one line.
 pub(crate) fn skip(reason: &str) -> ! {
-    println!("{reason}");
+    println!("{}", reason.trim().replace('\n', " "));
     std::process::exit(SKIPPED)
 }
 

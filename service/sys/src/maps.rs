@@ -117,13 +117,24 @@ pub fn read_smaps(pid: Pid) -> Result<Vec<Mapping>> {
     read(pid, "smaps")
 }
 
+/// The kernel lets go of the address space after each part that it hands out. Of a process that runs, a mapping that has meanwhile
+/// grown downwards, or been joined with the one before, is told again from its new beginning: such a text is read once more.
 fn read(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
+    const TRIES: usize = 20;
     let path = PathBuf::from(format!("/proc/{pid}/{file}"));
     let mut text = Vec::new();
-    File::open(&path)
-        .and_then(|mut open| open.read_to_end(&mut text))
-        .map_err(|e| Error::io("read", &path, &e))?;
-    parse(&text).map_err(|what| Error::Parse { path, what })
+    let mut refused = String::new();
+    for _ in 0..TRIES {
+        text.clear();
+        File::open(&path)
+            .and_then(|mut open| open.read_to_end(&mut text))
+            .map_err(|e| Error::io("read", &path, &e))?;
+        match parse(&text) {
+            Ok(mappings) => return Ok(mappings),
+            Err(what) => refused = what,
+        }
+    }
+    Err(Error::Parse { path, what: refused })
 }
 
 /// Parses the content of maps or smaps. The error is the line that was not understood.
@@ -306,6 +317,39 @@ mod tests {
             exe.iter().map(|m| m.range.start).collect::<Vec<_>>(),
             same.iter().map(|m| m.range.start).collect::<Vec<_>>()
         );
+    }
+
+    #[test]
+    fn mappings_that_join_while_they_are_told_are_read() {
+        const PAGES: usize = 64;
+        let len = PAGES * 4096;
+        let (rw, none) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_NONE);
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, rw, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        let at = at as usize;
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    // SAFETY: pages of the mapping above, which nobody else uses.
+                    unsafe {
+                        for page in (0..PAGES).step_by(2) {
+                            libc::mprotect((at + page * 4096) as *mut _, 4096, none);
+                        }
+                        libc::mprotect(at as *mut _, len, rw);
+                    }
+                }
+            });
+            let read: Result<Vec<_>> =
+                (0..100).flat_map(|_| ["maps", "smaps"]).map(|file| read(Pid::this(), file)).collect();
+            end.store(true, std::sync::atomic::Ordering::Relaxed);
+            read.unwrap();
+        });
+        // SAFETY: as above; the thread has ended.
+        unsafe { libc::munmap(at as *mut _, len) };
     }
 
     #[test]

@@ -23,6 +23,14 @@ pub use group::GroupObject;
 pub use job::JobObject;
 pub use manager::ManagerObject;
 
+/// Connects to the system bus. `queue` is how many messages may wait for each of those who take them.
+///
+/// The object manager is there from the first message on: zbus answers calls from a task of its own, and only where a connection is
+/// built with an object does it wait until that task listens. A call that had started us, and came before, would never be answered.
+pub async fn connect(queue: usize) -> zbus::Result<Connection> {
+    zbus::connection::Builder::system().max_queued(queue).serve_at(MANAGER_PATH, ObjectManager)?.build().await
+}
+
 /// Serves the objects on a connection; `stored` as in [`Service::start_up`]. The name comes after: see [`take_name`].
 pub async fn serve(
     service: &Arc<Service>,
@@ -32,7 +40,6 @@ pub async fn serve(
     service.connect(connection.clone());
     let server = connection.object_server();
     server.at(MANAGER_PATH, ManagerObject::new(Arc::clone(service))).await?;
-    server.at(MANAGER_PATH, ObjectManager).await?;
     service.start_up(stored).await?;
     Ok(())
 }
