@@ -124,7 +124,7 @@ async fn serve(settings: Settings) -> Result<(), BusError> {
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     // systemd tells a burst of signals at each reload; a full queue would keep replies from being read.
-    let connection = bus::connect(SIGNALS).await?;
+    let connection = bus::connect(zbus::connection::Builder::system().max_queued(SIGNALS)).await?;
     let host = Arc::new(Systemd::new(connection.clone(), &settings));
     let engine = Arc::new(LocalEngine::new(settings.clone(), host.clone()));
     let service = Service::new(engine, host.clone(), PathBuf::from(ETC).join("groups.d"));

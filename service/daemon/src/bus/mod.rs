@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ckpt_dbus::names::{BUS_NAME, MANAGER_PATH};
 use zbus::Connection;
+use zbus::connection::Builder;
 use zbus::fdo::ObjectManager;
 
 use crate::service::Service;
@@ -23,12 +24,12 @@ pub use group::GroupObject;
 pub use job::JobObject;
 pub use manager::ManagerObject;
 
-/// Connects to the system bus. `queue` is how many messages may wait for each of those who take them.
+/// Makes the daemon's connection.
 ///
 /// The object manager is there from the first message on: zbus answers calls from a task of its own, and only where a connection is
 /// built with an object does it wait until that task listens. A call that had started us, and came before, would never be answered.
-pub async fn connect(queue: usize) -> zbus::Result<Connection> {
-    zbus::connection::Builder::system().max_queued(queue).serve_at(MANAGER_PATH, ObjectManager)?.build().await
+pub async fn connect(builder: Builder<'_>) -> zbus::Result<Connection> {
+    builder.serve_at(MANAGER_PATH, ObjectManager).build().await
 }
 
 /// Serves the objects on a connection; `stored` as in [`Service::start_up`]. The name comes after: see [`take_name`].

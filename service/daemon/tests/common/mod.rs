@@ -53,7 +53,11 @@ impl Bus {
     }
 
     pub async fn connect(&self) -> Connection {
-        zbus::connection::Builder::address(self.address.as_str()).build().await.unwrap()
+        self.builder().build().await.unwrap()
+    }
+
+    pub fn builder(&self) -> zbus::connection::Builder<'_> {
+        zbus::connection::Builder::address(self.address.as_str())
     }
 
     pub fn dir(&self) -> &Path {
@@ -98,7 +102,7 @@ impl World {
         let engine = Arc::new(MemoryEngine::default());
         let host = Arc::new(PaperHost::default());
         let service = Service::new(engine.clone(), host.clone(), groups);
-        let connection = bus.connect().await;
+        let connection = ckptd::bus::connect(bus.builder()).await.unwrap();
         ckptd::bus::serve(&service, &connection, Vec::new()).await.unwrap();
         ckptd::bus::take_name(&connection).await.unwrap();
         let client = bus.connect().await;
