@@ -6,12 +6,12 @@
 //!  base                                     base+len/4                 base+len/2 … base+len
 //!  ├ header 64 B ┬ call 64 B ┬ call 64 B ┬ … ┼ data (arguments, results) ┼ … runner's own ─┤
 //!  │ 0 count     │ 0 nr  u32 │
-//!  │ 8 done      │ 4 must u32│   must = 1: the batch ends here if the call fails
+//!  │ 8 done      │ 4 how  u32│   how = 1: the batch ends here if the call fails; 2: it makes the helper of a copy (inject/copy.rs)
 //!  │ 16 mode     │ 8 args[6] │   mode = 0: live member, 1: restore
 //!  │ 24 signal   │ 56 result │
 //!  │ 32 registers│           │   address of the registers that the runner puts back by itself
 //!  │ 40 mask     │           │   signal mask that it puts back
-//!  │ 48 idle     │           │   1: no runner needs this slot any more
+//!  │ 48 copy     │           │   what clone(2) told the helper of a copy
 //!  │ 56 selector │           │   address of the thread's selector byte of Syscall User Dispatch, if it dispatches; else 0
 //! ```
 
@@ -22,6 +22,10 @@ use nix::errno::Errno;
 
 /// Bytes of the header, and of one call.
 pub(crate) const WORD_LINE: u64 = 64;
+/// The batch ends where this call fails.
+const MUST: u32 = 1;
+/// The call makes the helper of a copy.
+const COPY: u32 = 2;
 
 /// Memory of a member that holds one batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,7 +88,7 @@ pub struct Call(pub usize);
 #[derive(Debug, Clone)]
 pub struct Batch {
     slot: Slot,
-    calls: Vec<(u32, bool, [u64; 6])>,
+    calls: Vec<(u32, u32, [u64; 6])>,
     data: Vec<u8>,
 }
 
@@ -97,13 +101,19 @@ impl Batch {
 
     /// Adds a call that may fail.
     pub fn push(&mut self, nr: libc::c_long, args: [u64; 6]) -> Call {
-        self.calls.push((nr as u32, false, args));
+        self.calls.push((nr as u32, 0, args));
         Call(self.calls.len() - 1)
     }
 
     /// Adds a call without which the rest makes no sense: the batch ends where it fails.
     pub fn must(&mut self, nr: libc::c_long, args: [u64; 6]) -> Call {
-        self.calls.push((nr as u32, true, args));
+        self.calls.push((nr as u32, MUST, args));
+        Call(self.calls.len() - 1)
+    }
+
+    /// Adds the call that makes a helper, which makes a copy of the process's memory and ends; the member waits for that.
+    pub(crate) fn copy(&mut self, flags: u64) -> Call {
+        self.calls.push((libc::SYS_clone as u32, COPY, [flags, 0, 0, 0, 0, 0]));
         Call(self.calls.len() - 1)
     }
 
@@ -169,8 +179,8 @@ impl Batch {
         for word in [self.calls.len() as u64, 0, kind, signal, registers, mask, 0, selector] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        for (nr, must, args) in &self.calls {
-            let words = [u64::from(*nr) | u64::from(*must) << 32];
+        for (nr, how, args) in &self.calls {
+            let words = [u64::from(*nr) | u64::from(*how) << 32];
             for word in words.iter().chain(args).chain(&[0]) {
                 out.extend_from_slice(&word.to_le_bytes());
             }
@@ -206,7 +216,7 @@ impl Batch {
         let results: Vec<i64> = (0..done).map(|i| word(line * (i + 1) + 56) as i64).collect();
         let failed = results
             .last()
-            .filter(|_| done > 0 && self.calls[done - 1].1)
+            .filter(|_| done > 0 && self.calls[done - 1].1 == MUST)
             .and_then(|ret| errno_of(*ret))
             .map(|errno| Failure { index: done - 1, nr: self.calls[done - 1].0, errno });
         Outcome { results, data, data_base: self.slot.data(), failed }

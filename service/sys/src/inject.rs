@@ -13,6 +13,7 @@
 //! answered with EINTR for a handler, by the kernel itself.
 
 mod area;
+mod copy;
 mod held;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 pub use self::area::is_area;
+pub use self::copy::{Copying, FrozenCopy, orphans_fall_to_init};
 use self::held::{At, Held, run_out};
 use crate::batch::{Batch, Outcome, Slot, words};
 use crate::error::{Error, Result};

@@ -15,6 +15,9 @@
 //!         words      what boot puts back: registers (struct user_regs_struct), mask, selector
 //! ```
 //!
+//! A call may make a copy of the process ([`crate::inject`], copy.rs): in its helper and in the copy the code goes another way, which
+//! never comes back: both do their few calls, without memory or stack, and end.
+//!
 //! A thread whose system calls are dispatched to user space (Syscall User Dispatch, Linux 5.11) has a selector byte: the
 //! runner itself sets it to let its calls pass, and back, so that this too is right if the tracer is gone.
 
@@ -59,6 +62,7 @@ global_asm!(
     "test r13, r13",
     "jz 4f",
     "mov eax, [r12]",
+    "mov r14d, [r12 + 4]",
     "mov rdi, [r12 + 8]",
     "mov rsi, [r12 + 16]",
     "mov rdx, [r12 + 24]",
@@ -66,11 +70,14 @@ global_asm!(
     "mov r8, [r12 + 40]",
     "mov r9, [r12 + 48]",
     "syscall",
+    "test r14d, 2",
+    "jnz 22f",
+    "5:",
     "mov [r12 + 56], rax",
     "inc qword ptr [rbx + 8]",
     "cmp rax, -4095",
     "jb 3f",
-    "test dword ptr [r12 + 4], 1",
+    "test r14d, 1",
     "jnz 4f",
     "3:",
     "add r12, 64",
@@ -125,6 +132,48 @@ global_asm!(
     "int3",
     "ckpt_runner_trap:",
     "jmp ckpt_runner_end_of_restore",
+    // -- a copy: the member waits for its helper, which has the member's memory, and goes on with the loop
+    "22:",
+    "test rax, rax",
+    "js 5b",
+    "jz 24f",
+    "mov r15, rax",
+    "23:", // wait4(helper, NULL, __WALL, NULL)
+    "mov edi, r15d",
+    "xor esi, esi",
+    "mov edx, 0x40000000",
+    "xor r10d, r10d",
+    "mov eax, 61",
+    "syscall",
+    "cmp rax, -4", // EINTR
+    "je 23b",
+    "mov rax, r15",
+    "jmp 5b",
+    // -- the helper: clone(CLONE_FILES), tells what came of it, and ends; the copy is an orphan then
+    "24:",
+    "mov edi, 0x400",
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "mov eax, 56",
+    "syscall",
+    "test rax, rax",
+    "jz 25f",
+    "mov [rbx + 48], rax",
+    "jmp 26f",
+    // -- the copy: close_range(0, ~0, CLOSE_RANGE_UNSHARE), so that it keeps nothing open; stopped before it ends
+    "25:",
+    "xor edi, edi",
+    "mov esi, -1",
+    "mov edx, 2",
+    "mov eax, 436",
+    "syscall",
+    "26:", // exit_group(0)
+    "xor edi, edi",
+    "mov eax, 231",
+    "syscall",
+    "jmp 26b",
     // -- boot: the call is in the registers already; r12 is the signal
     "ckpt_runner_boot:",
     "mov rcx, [rip + ckpt_runner_words + 224]",

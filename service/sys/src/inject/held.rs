@@ -42,6 +42,14 @@ pub(super) enum At {
     Lost,
 }
 
+/// What a thread in a batch came to.
+pub(super) enum Met {
+    /// The end of the batch; the registers there.
+    Sign(Registers),
+    /// A child.
+    Child(Pid),
+}
+
 /// The signal that is the sign. As long as we live it never reaches the process; if we die it does, so it is one that means nothing there:
 ///
 /// 1. ignored, by default or by its will, and not blocked, so that none can be pending;
@@ -145,7 +153,7 @@ impl Held {
     }
 
     /// Lets it run; if that fails it is let go.
-    fn resume(&mut self, signal: i32) -> Result<()> {
+    pub(super) fn resume(&mut self, signal: i32) -> Result<()> {
         match mem::replace(&mut self.at, At::Lost) {
             At::Stopped(thread) => {
                 self.at = At::Running(thread.resume(signal).map_err(|(_, e)| e)?);
@@ -165,6 +173,17 @@ impl Held {
         sign_at: VirtAddr,
         deadline: Deadline,
     ) -> Result<Registers> {
+        match self.meet(signal, sign_at, deadline)? {
+            Met::Sign(registers) => Ok(registers),
+            Met::Child(child) => {
+                let stop = format!("made process {child} in a batch");
+                Err(Error::UnexpectedStop { tid: self.tid, stop })
+            }
+        }
+    }
+
+    /// Waits for the sign as [`Held::collect`] does, or until the thread has made a child; then it is stopped where it did.
+    pub(super) fn meet(&mut self, signal: i32, sign_at: VirtAddr, deadline: Deadline) -> Result<Met> {
         loop {
             let At::Running(running) = mem::replace(&mut self.at, At::Lost) else {
                 return Err(Error::Gone(self.tid));
@@ -185,9 +204,13 @@ impl Held {
                     remote::write(self.tid, VirtAddr(self.selector), &[1])?;
                 }
                 self.at = At::Stopped(thread);
-                return Ok(regs);
+                return Ok(Met::Sign(regs));
             }
+            let child = if reason == Stop::Child { Some(thread.child()?) } else { None };
             self.at = At::Stopped(thread);
+            if let Some(child) = child {
+                return Ok(Met::Child(child));
+            }
             match reason {
                 Stop::Signal(libc::SIGSTOP) => self.resume(libc::SIGSTOP)?,
                 Stop::Signal(other) if other == signal => self.resume(0)?,
