@@ -57,7 +57,7 @@ fn round(pid: Pid) -> [f64; 6] {
         let input = SpaceInput::whole(SpaceId(0), 0, &[]);
         capture.space(&member, input, &mut files, &mut objects).expect("a stopped victim")
     });
-    let (copied, copy) = timed(|| capture.copy(None).expect("a stopped victim"));
+    let (mut copied, copy) = timed(|| capture.copy(None).expect("a stopped victim"));
     let (_, write) = timed(|| {
         let mut pages = PagesWriter::create(&dir).expect("room for the image");
         copied.write(&mut pages, |_| true).expect("room for the image");

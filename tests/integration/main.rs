@@ -22,6 +22,7 @@ mod store;
 mod unit_types;
 mod units;
 mod victims;
+mod writers;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     tests.extend(databases::tests());
     tests.extend(apps::tests());
     tests.extend(incremental::tests());
+    tests.extend(writers::tests());
     tests.extend(lazy::tests());
     runner::run(&tests, std::env::args().skip(1).collect())
 }

@@ -222,7 +222,7 @@ fn capture(pid: i32, brk: u64, ours: &[AddrRange], dir: &Path) -> Image {
         capture.space(&member, SpaceInput::whole(SpaceId(0), brk, ours), &mut files, &mut objects).unwrap();
     assert_eq!(capture.problems(), []);
     capture.contents(&files, &objects, None).unwrap();
-    let copied = capture.copy(None).unwrap();
+    let mut copied = capture.copy(None).unwrap();
     let mut writer = PagesWriter::create(dir).unwrap();
     assert!(copied.write(&mut writer, |_| true).unwrap());
     writer.finish().unwrap();

@@ -1,5 +1,8 @@
 //! Which processes are the group: those in the cgroups of its units.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
 use ckpt_image::records::UnitIndex;
 use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::task;
@@ -7,6 +10,31 @@ use nix::unistd::Pid;
 
 use crate::api::Unit;
 use crate::error::{Error, with_sources};
+
+/// Processes that are in a unit's cgroup for a moment and are no members.
+static OURS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Says of a process of ours in a unit's cgroup, as long as this lives, that it is no member.
+#[derive(Debug)]
+pub struct NotAMember(i32);
+
+impl NotAMember {
+    /// Notes it.
+    pub fn note(pid: i32) -> Self {
+        OURS.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+        Self(pid)
+    }
+}
+
+impl Drop for NotAMember {
+    fn drop(&mut self) {
+        OURS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+fn is_ours(pid: i32) -> bool {
+    OURS.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+}
 
 /// A process of a group, by the place where it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +57,7 @@ pub fn list(units: &[Unit]) -> Result<Vec<Member>, Error> {
             Error::Failed(format!("cannot list the processes of {}: {}", unit.name, with_sources(&e)))
         };
         let cgroup = Cgroup::open(&unit.cgroup).map_err(failed)?;
-        for member in cgroup.members().map_err(failed)? {
+        for member in cgroup.members().map_err(failed)?.into_iter().filter(|m| !is_ours(m.pid.as_raw())) {
             members.push(Member {
                 pid: member.pid.as_raw(),
                 task: living_task(member.pid),

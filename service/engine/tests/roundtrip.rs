@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use ckpt_engine::capture::precopy::Speed;
 use ckpt_engine::capture::session::Capture;
 use ckpt_engine::capture::{Freezer, Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
@@ -198,8 +199,12 @@ impl Scratch {
             let mut capture = Capture::prepare(&group, &[self.unit(main)], &[]).map_err(|e| text(&e))?;
             let mut precopy = Precopy::begin(&directory).map_err(|e| text(&e))?;
             precopy.run(&mut chain, &Nobody).map_err(|e| text(&e))?;
+            if link + 1 < LINKS {
+                // So slow that every process is forked, if its tracker can do that. (Of the last one nothing lives on.)
+                precopy.speed = Speed::measured(16 << 20, Duration::from_secs(100_000));
+            }
             capture.make_room(&chain, &precopy).map_err(|e| text(&e))?;
-            let deadline = Deadline::after(Duration::from_secs(20));
+            let deadline = Deadline::after(Duration::from_secs(60)); // the machine may be busy
             let seized =
                 seize::seize_all(std::slice::from_ref(&self.cgroup), deadline).map_err(|e| text(&e))?;
             let mut members = Members::hold(seized, capture.units(), deadline).map_err(|e| text(&e))?;

@@ -55,6 +55,24 @@ pub fn of_process(pid: Pid) -> Result<String> {
     Ok(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
+/// What the limits of one cgroup leave; `None` if it has none.
+fn memory_left(dir: &Path) -> Option<u64> {
+    let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let limit = |name| read(name).trim().parse::<u64>().ok(); // "max", or no such controller: none
+    let most = limit("memory.max").into_iter().chain(limit("memory.high")).min()?;
+    Some(left(most, read("memory.current").trim().parse().unwrap_or(u64::MAX), &read("memory.stat")))
+}
+
+/// What is left of `most` when `current` is taken, of which `stat` (memory.stat) tells the page cache.
+fn left(most: u64, current: u64, stat: &str) -> u64 {
+    let cache = |line: &str| {
+        let (name, bytes) = line.split_once(' ')?;
+        matches!(name, "active_file" | "inactive_file").then(|| bytes.parse::<u64>().ok())?
+    };
+    let cache: u64 = stat.lines().filter_map(cache).sum();
+    most.saturating_sub(current.saturating_sub(cache))
+}
+
 /// One cgroup with all below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
@@ -125,6 +143,21 @@ impl Cgroup {
         let mut members = Vec::new();
         self.collect(&mut members)?;
         Ok(members)
+    }
+
+    /// Takes a process into it, with all its threads.
+    pub fn take(&self, pid: Pid) -> Result<()> {
+        let path = self.dir.join("cgroup.procs");
+        fs::write(&path, pid.to_string()).map_err(|e| Error::io("write", path, &e))
+    }
+
+    /// It and those above it that have a limit of memory (memory.max, memory.high), by their directories, with the bytes that they leave. What
+    /// of the page cache can be dropped is not counted as taken.
+    #[must_use]
+    pub fn memory_left(&self) -> Vec<(PathBuf, u64)> {
+        let depth = self.name.split('/').filter(|part| !part.is_empty()).count();
+        let limited = |dir: &Path| Some((dir.to_path_buf(), memory_left(dir)?));
+        self.dir.ancestors().take(depth).filter_map(limited).collect()
     }
 
     fn collect(&self, members: &mut Vec<Member>) -> Result<()> {
@@ -288,6 +321,12 @@ fn wait_frozen(cgroup: &Cgroup, deadline: Deadline) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn page_cache_does_not_count_as_taken() {
+        let stat = "anon 700\nfile 250\nactive_file 50\ninactive_file 100\nshmem 100\n";
+        assert_eq!((left(1000, 950, stat), left(1000, 950, ""), left(500, 950, stat)), (200, 50, 0));
+    }
 
     #[test]
     fn mount_point_is_found_beside_version_one() {

@@ -1,36 +1,38 @@
 //! Copying while the group runs: what is written meanwhile is copied again, until what is left is small enough for the window.
 //!
 //! ```text
-//!  scan + arm a mapping ─► copy its written pages ─► channel, 4 chunks ─► zero pages, checksums, `pages`
-//!        ▲                     this thread                                  a thread of its own
+//!  scan + arm a mapping ─► copy its written pages ─► pipe ─► `pages`
+//!        ▲                     this thread
 //!        └──── next mapping; next round
 //! ```
+//! A group that writes faster than it is copied is not copied again and again: its rest is left for the window, where a frozen copy
+//! takes it (`frozen_copies.rs`).
+//!
 //! A page is armed before it is copied, so what is written after the copy is found by the next round, or in the window. In the window
 //! a page that is still clean is where the rounds put it; one that was armed and could not be copied is copied there.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
 
 use ckpt_image::records::SpaceId;
-use ckpt_image::{Container, ImageError, PagesWriter};
+use ckpt_image::{Container, PagesWriter};
 use ckpt_sys::gather::gather;
 use ckpt_sys::maps::{MapName, Mapping, read_maps};
 use ckpt_sys::pagemap::Wanted;
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::unistd::Pid;
 
+use super::pipe::{self, CHUNK, Chunk, Pipe, piped};
 use crate::api::Job;
 use crate::error::Error;
 use crate::track::{Chain, PageSet, SpaceKey, WatchedSpace};
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
-/// Bytes copied at a time.
-const CHUNK: u64 = 4 << 20;
-/// Chunks on their way to the disk.
-const QUEUE: usize = 4;
 /// A rest that is not worth another round.
 const SMALL: u64 = 1 << 20;
+/// A rest that does not become smaller is copied no more from here on.
+const LARGE: u64 = 32 << 20;
 /// Rounds at most.
 const ROUNDS: u32 = 12;
 
@@ -63,20 +65,46 @@ pub struct Precopy {
     pub spaces: HashMap<SpaceKey, Early>,
     /// Bytes that the last round found written: about what is left for the window.
     pub rest: u64,
+    /// The group writes faster than it is copied.
+    pub diverges: bool,
+    /// How fast memory was read.
+    pub speed: Speed,
 }
 
-/// Pages of one space, on their way.
-struct Chunk {
-    container: Container,
-    /// First page, number of pages.
-    pieces: Vec<(u64, u64)>,
-    bytes: Vec<u8>,
+/// How fast members' memory is copied into ours, as the rounds have measured it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Speed {
+    bytes: u64,
+    time: Duration,
+}
+
+impl Speed {
+    /// So many bytes took so long.
+    pub fn measured(bytes: u64, time: Duration) -> Self {
+        Self { bytes, time }
+    }
+
+    /// How long so many bytes will take; by a usual machine's speed where little was measured.
+    pub fn time_for(self, bytes: u64) -> Duration {
+        const USUAL: u64 = 3 << 30;
+        let rate = match self.bytes {
+            0..0x100_0000 => USUAL as f64,
+            measured => (measured as f64 / self.time.as_secs_f64().max(1e-6)).clamp(1e5, 2e10),
+        };
+        Duration::from_secs_f64(bytes as f64 / rate)
+    }
 }
 
 impl Precopy {
     /// Begins the image; nothing is copied yet. Errors: NoSpace, Io.
     pub fn begin(directory: &Path) -> Result<Self, Error> {
-        Ok(Self { pages: PagesWriter::create(directory)?, spaces: HashMap::new(), rest: 0 })
+        Ok(Self {
+            pages: PagesWriter::create(directory)?,
+            spaces: HashMap::new(),
+            rest: 0,
+            diverges: false,
+            speed: Speed::default(),
+        })
     }
 
     /// Rounds until the rest is small or does not become smaller, with all that was copied on the disk before the last.
@@ -89,6 +117,11 @@ impl Precopy {
         let mut last = self.round(chain, chain.parent.is_none(), job)?;
         if last > SMALL {
             for _ in 1..ROUNDS {
+                let written = written(chain);
+                if written >= LARGE && written >= last - last / 4 {
+                    (self.diverges, last) = (true, written);
+                    break;
+                }
                 let bytes = self.round(chain, false, job)?;
                 let shrinks = bytes < last - last / 4;
                 last = bytes;
@@ -98,7 +131,9 @@ impl Precopy {
             }
             // What the disk has not got yet would be waited for by everybody who flushes the file system.
             self.pages.sync()?;
-            last = self.round(chain, false, job)?;
+            if !self.diverges {
+                last = self.round(chain, false, job)?;
+            }
         }
         self.rest = last;
         Ok(())
@@ -108,7 +143,7 @@ impl Precopy {
     ///
     /// Errors: as [`Precopy::run`].
     pub fn last_round(&mut self, chain: &mut Chain, job: &dyn Job) -> Result<(), Error> {
-        if !self.spaces.is_empty() {
+        if !self.spaces.is_empty() && !self.diverges {
             self.rest = self.round(chain, false, job)?;
         }
         Ok(())
@@ -118,44 +153,39 @@ impl Precopy {
     ///
     /// Errors: as [`Precopy::run`].
     pub fn round(&mut self, chain: &mut Chain, all: bool, job: &dyn Job) -> Result<u64, Error> {
-        let Self { pages, spaces, .. } = self;
-        let (to_disk, chunks) = sync_channel(QUEUE);
-        let (back, used) = channel();
-        let mut line = Line { to_disk: Some(to_disk), used, bytes: 0, job };
-        let written = std::thread::scope(|scope| {
-            let writer = std::thread::Builder::new()
-                .name("ckpt-write".into())
-                .spawn_scoped(scope, move || write(pages, &chunks, &back))
-                .map_err(|e| Error::io("start a thread that writes", e))?;
-            let copied = chain.spaces.iter_mut().try_for_each(|(key, watched)| {
+        let Self { pages, spaces, speed, .. } = self;
+        let (bytes, read) = piped(pages, |pipe| {
+            let mut line = Line { pipe, bytes: 0, speed: Speed::default(), job };
+            for (key, watched) in &mut chain.spaces {
                 let provisional = Container::Space(SpaceId(u32::MAX - spaces.len() as u32));
                 let fresh = || Early { provisional, armed: PageSet::default(), copied: PageSet::default() };
-                line.space(key, watched, spaces.entry(key.clone()).or_insert_with(fresh), all)
-            });
-            line.to_disk = None; // the end of the channel
-            let written = writer.join().map_err(|_| Error::Failed("the thread that writes ended".into()))?;
-            written?;
-            copied.map_err(|stopped| match stopped {
-                Stopped::Canceled => Error::Canceled,
-                Stopped::Writer => Error::Failed("the thread that writes ended".into()),
-            })
-        });
-        written?;
-        Ok(line.bytes)
+                line.space(key, watched, spaces.entry(key.clone()).or_insert_with(fresh), all)?;
+            }
+            Ok((line.bytes, line.speed))
+        })?;
+        if read.bytes > 0 {
+            *speed = read;
+        }
+        Ok(bytes)
     }
 }
 
-/// Why a round ended early.
-enum Stopped {
-    Canceled,
-    Writer,
+/// Bytes that were written since the last round, by a look that changes nothing.
+fn written(chain: &mut Chain) -> u64 {
+    let mut written = 0;
+    for (key, watched) in &mut chain.spaces {
+        let Some(watch) = &mut watched.watch else { continue };
+        let maps = read_maps(Pid::from_raw(key.pid())).unwrap_or_default();
+        written += maps.iter().filter(|m| has_own_pages(m)).map(|m| watch.written(m)).sum::<u64>();
+    }
+    written
 }
 
 /// This thread's end of the way to the disk.
 struct Line<'a> {
-    to_disk: Option<SyncSender<Chunk>>,
-    used: Receiver<Vec<u8>>,
+    pipe: &'a Pipe,
     bytes: u64,
+    speed: Speed,
     job: &'a dyn Job,
 }
 
@@ -166,7 +196,7 @@ impl Line<'_> {
         watched: &mut WatchedSpace,
         early: &mut Early,
         all: bool,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), Error> {
         let Some(watch) = &mut watched.watch else { return Ok(()) };
         let pid = Pid::from_raw(key.pid());
         let Ok(maps) = read_maps(pid) else { return Ok(()) }; // it has ended
@@ -192,7 +222,7 @@ impl Line<'_> {
     }
 
     /// Copies pages of a running process; those that cannot be read any more are left out.
-    fn copy(&mut self, pid: Pid, ranges: &[AddrRange], early: &mut Early) -> Result<(), Stopped> {
+    fn copy(&mut self, pid: Pid, ranges: &[AddrRange], early: &mut Early) -> Result<(), Error> {
         let mut open: Vec<AddrRange> = Vec::new();
         let mut bytes = 0;
         for range in ranges {
@@ -211,13 +241,13 @@ impl Line<'_> {
         if open.is_empty() { Ok(()) } else { self.send(pid, &open, early) }
     }
 
-    fn send(&mut self, pid: Pid, ranges: &[AddrRange], early: &mut Early) -> Result<(), Stopped> {
+    fn send(&mut self, pid: Pid, ranges: &[AddrRange], early: &mut Early) -> Result<(), Error> {
         if self.job.canceled() {
-            return Err(Stopped::Canceled);
+            return Err(Error::Canceled);
         }
         let total: u64 = ranges.iter().map(AddrRange::len).sum();
-        let mut bytes = self.used.try_recv().unwrap_or_default();
-        bytes.resize(total as usize, 0);
+        let mut bytes = self.pipe.buffer(total);
+        let begun = Instant::now();
         let mut there: Vec<AddrRange> = ranges.to_vec();
         if gather(pid, ranges, &mut bytes).is_err() {
             // Something of it was unmapped: one by one.
@@ -230,14 +260,15 @@ impl Line<'_> {
                 }
             }
         }
+        self.speed.bytes += total;
+        self.speed.time += begun.elapsed();
         let pieces: Vec<_> = there.iter().map(|range| (range.start.0 / PAGE, range.len() / PAGE)).collect();
         for (first, count) in &pieces {
             early.copied.insert(*first, *count);
         }
         self.bytes += total;
         let chunk = Chunk { container: early.provisional, pieces, bytes };
-        let sent = self.to_disk.as_ref().map(|to_disk| to_disk.send(chunk).is_ok());
-        if sent == Some(true) { Ok(()) } else { Err(Stopped::Writer) }
+        if self.pipe.send(chunk) { Ok(()) } else { Err(pipe::ended()) }
     }
 }
 
@@ -246,22 +277,4 @@ fn has_own_pages(mapping: &Mapping) -> bool {
     let special = |name: &str| matches!(name, "vdso" | "vsyscall") || name.starts_with("vvar");
     let kernels = matches!(&mapping.name, MapName::Special(name) if special(name));
     !mapping.shared && !kernels && mapping.range.end <= VirtAddr(1 << 47)
-}
-
-/// The other end: until the channel ends or the disk refuses.
-fn write(
-    pages: &mut PagesWriter,
-    chunks: &Receiver<Chunk>,
-    back: &Sender<Vec<u8>>,
-) -> Result<(), ImageError> {
-    for chunk in chunks {
-        let mut rest = &chunk.bytes[..];
-        pages.append_all(chunk.pieces.iter().map(|(first, count)| {
-            let (data, behind) = rest.split_at((count * PAGE) as usize);
-            rest = behind;
-            (chunk.container, *first, data)
-        }))?;
-        let _ = back.send(chunk.bytes);
-    }
-    Ok(())
 }

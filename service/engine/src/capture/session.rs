@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! before the window   prepare   units, what there will be to copy; Precopy copies while the group runs; memory for the rest
-//! in the window       take      members ► descriptors ► address spaces ► ephemeral files ► contents ► copy
-//! after the thaw      write     state · pages · pages.index · ephemeral/N.tar · pinned/…
+//! in the window       take      members ► descriptors ► address spaces ► ephemeral files ► contents ► frozen copies ► copy
+//! after the thaw      write     frozen copies · state · pages · pages.index · ephemeral/N.tar · pinned/…
 //! ```
 
 use std::collections::{BTreeMap, HashSet};
@@ -18,6 +18,7 @@ use ckpt_sys::thread::Deadline;
 
 use super::ephemeral;
 use super::family::namespaces;
+use super::frozen_copies;
 use super::members::{self, Members};
 use super::memory::{self, Copied, Plan, SpaceInput};
 use super::sysv;
@@ -114,6 +115,8 @@ impl Capture {
         let shared = self.plan.bytes().saturating_sub(own);
         let bytes = match precopy.spaces.is_empty() {
             true => own + shared,
+            // Frozen copies hold it; should there be none, room is made in the window.
+            false if precopy.diverges => shared,
             false => (self.unwatched(chain) + 2 * precopy.rest).min(own) + shared,
         };
         self.plan.make_room(bytes).map_err(|e| e.for_group(&self.group))?;
@@ -139,7 +142,7 @@ impl Capture {
         freezer: &Freezer<'_>,
         deadline: Deadline,
     ) -> Result<Captured, Error> {
-        let Precopy { mut pages, spaces: mut early, .. } = precopy;
+        let Precopy { mut pages, spaces: mut early, speed, .. } = precopy;
         let clocks = machine::clocks()?;
         for (index, unit) in self.units.iter_mut().enumerate() {
             let first = members.members.iter().find(|m| m.unit.index() == index).map(|m| m.live.pid());
@@ -205,6 +208,10 @@ impl Capture {
         archive_ephemeral(&mut self.units, &homes, directory)?;
         let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
+        if chain.tracker.is_live() {
+            frozen_copies::make(&mut memory, members, &people, &self.units, speed, deadline)
+                .map_err(failed)?;
+        }
         let until = std::time::Instant::now() + deadline.left();
         let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;
         for (key, space) in &mut chain.spaces {

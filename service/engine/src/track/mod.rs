@@ -84,6 +84,11 @@ pub trait Watch: Send + Debug {
         Ok(None)
     }
 
+    /// While the member runs: bytes of a watched private mapping that were written since they were armed, about. Nothing changes.
+    fn written(&mut self, _mapping: &Mapping) -> u64 {
+        0
+    }
+
     /// Puts right what the tracker changed in what the kernel shows of a mapping (its protection), so that it is what the application made.
     fn as_made(&self, _mapping: &mut Mapping) {}
 }

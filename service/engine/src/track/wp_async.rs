@@ -123,4 +123,14 @@ impl Watch for Space {
         self.pagemap.take_written(mapping.range, wanted, &mut written)?;
         Ok(Some(written))
     }
+
+    fn written(&mut self, mapping: &Mapping) -> u64 {
+        if !self.seen.contains(&mapping.range) {
+            return 0;
+        }
+        let mut found = Tracked::default();
+        // A mapping that is gone was not written either.
+        let _ = self.pagemap.tracked(mapping.range, Wanted::Own, &mut found);
+        found.written.iter().map(AddrRange::len).sum()
+    }
 }

@@ -45,7 +45,7 @@ pub(super) enum At {
 /// What a thread in a batch came to.
 pub(super) enum Met {
     /// The end of the batch; the registers there.
-    Sign(Registers),
+    Sign(Box<Registers>),
     /// A child.
     Child(Pid),
 }
@@ -174,7 +174,7 @@ impl Held {
         deadline: Deadline,
     ) -> Result<Registers> {
         match self.meet(signal, sign_at, deadline)? {
-            Met::Sign(registers) => Ok(registers),
+            Met::Sign(registers) => Ok(*registers),
             Met::Child(child) => {
                 let stop = format!("made process {child} in a batch");
                 Err(Error::UnexpectedStop { tid: self.tid, stop })
@@ -204,7 +204,7 @@ impl Held {
                     remote::write(self.tid, VirtAddr(self.selector), &[1])?;
                 }
                 self.at = At::Stopped(thread);
-                return Ok(Met::Sign(regs));
+                return Ok(Met::Sign(Box::new(regs)));
             }
             let child = if reason == Stop::Child { Some(thread.child()?) } else { None };
             self.at = At::Stopped(thread);

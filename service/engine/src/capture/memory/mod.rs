@@ -3,9 +3,10 @@
 //! ```text
 //! before the window   Plan              refusals, how much it will be, memory to hold it
 //! in the window       Capture::space    one address space: its record, which pages are to be copied     ┐ all threads
-//!                     Capture::contents shared objects and unlinked files: which parts have data        │ stopped
-//!                     Capture::copy     all pages into the arena, on two processors                     ┘
-//! after the thaw      Copied::write     the arena into `pages`; zero pages and checksums are found here
+//!                     Capture::contents shared objects and unlinked files: which parts have data        │ threads
+//!                     Capture::leave    what a frozen copy of the process holds is copied later             │ stopped
+//!                     Capture::copy     all other pages into the arena, on two processors               ┘
+//! after the thaw      Copied::write     frozen copies and arena into `pages`; zero pages and checksums are found here
 //! ```
 //! What a space's [`Watch`](crate::track::Watch) says was not written since the parent stays with the parent; so do pages of shared
 //! objects and unlinked files whose hash is as it was.
@@ -14,6 +15,7 @@ mod classify;
 mod contents;
 mod copy;
 mod files;
+mod later;
 mod plan;
 mod space;
 mod write;
@@ -25,15 +27,17 @@ use std::time::Instant;
 use ckpt_image::Container;
 use ckpt_image::records::{FileId, UnitIndex};
 use ckpt_sys::arena::Arena;
+use ckpt_sys::inject::FrozenCopy;
 use ckpt_sys::maps::Mapping;
 
 use self::copy::{Piece, Source};
+use self::later::Later;
 use super::{Files, Objects};
 use crate::track::{Chain, Identity};
 use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
-pub use plan::{Plan, Survey, survey};
+pub use plan::{Plan, Survey, available, survey};
 pub use space::SpaceInput;
 pub use write::Copied;
 
@@ -162,11 +166,17 @@ pub struct Capture {
     shm_dev: (u32, u32),
     sources: Vec<Source>,
     pieces: Vec<Piece>,
+    /// Those that a copy of the process would have too (fork(2)).
+    inherited: Vec<Piece>,
+    /// What frozen copies hold.
+    later: Vec<Later>,
     told: Vec<Told>,
     /// Mapped files that were met, so that each is opened once.
     known: HashMap<Shown, FileId>,
     /// The mappings of each process shortly before the window.
     seen: HashMap<i32, Vec<Mapping>>,
+    /// Bytes of each process's own, as they were then.
+    own: HashMap<i32, u64>,
     problems: Vec<Problem>,
 }
 
@@ -178,7 +188,33 @@ impl Capture {
 
     /// Bytes that [`Capture::copy`] will copy.
     pub fn bytes(&self) -> u64 {
-        self.pieces.iter().map(Piece::bytes).sum()
+        self.pieces.iter().chain(&self.inherited).map(Piece::bytes).sum()
+    }
+
+    /// By process: bytes of those that a frozen copy of it would hold.
+    pub fn inherited(&self) -> HashMap<i32, u64> {
+        let mut bytes = HashMap::new();
+        for piece in &self.inherited {
+            if let Source::Memory(pid) = &self.sources[piece.source] {
+                *bytes.entry(pid.as_raw()).or_default() += piece.bytes();
+            }
+        }
+        bytes
+    }
+
+    /// Bytes of each process's own, before the window.
+    pub fn own_bytes(&self) -> &HashMap<i32, u64> {
+        &self.own
+    }
+
+    /// Leaves what a frozen copy of a process holds for after the window.
+    pub fn leave(&mut self, pid: i32, copy: FrozenCopy) {
+        let sources = &self.sources;
+        let is_its =
+            |piece: &Piece| matches!(sources[piece.source], Source::Memory(of) if of.as_raw() == pid);
+        let (its, others) = std::mem::take(&mut self.inherited).into_iter().partition(is_its);
+        self.inherited = others;
+        self.later.push(Later::new(copy, its));
     }
 
     /// Adds the contents of all shared objects and unlinked files that the registries hold. Call it when both are complete. With
@@ -203,11 +239,14 @@ impl Capture {
     /// Copies everything. `deadline`: give up past it (Deadline).
     pub fn copy(mut self, deadline: Option<Instant>) -> Result<Copied, MemoryError> {
         let bytes = self.bytes() as usize;
+        self.pieces.append(&mut self.inherited);
         if self.arena.len() < bytes {
+            self.arena = Arena::new(0)?; // what is there already is free for it
+            plan::room_for(bytes as u64)?;
             self.arena = Arena::new(bytes)?;
         }
         copy::copy(&self.sources, &self.pieces, &mut self.arena[..bytes], deadline)?;
-        Ok(Copied { arena: self.arena, pieces: self.pieces, told: self.told })
+        Ok(Copied { arena: self.arena, pieces: self.pieces, later: self.later, told: self.told })
     }
 }
 

@@ -118,10 +118,7 @@ impl Plan {
     pub fn make_room(&mut self, bytes: u64) -> Result<(), MemoryError> {
         // The group runs on and grows a little until it is frozen.
         let need = bytes + bytes / 16 + (4 << 20);
-        let available = available()?;
-        if need > available - available / 16 {
-            return Err(MemoryError::NoMemory { need, available });
-        }
+        room_for(need)?;
         self.arena = Arena::new(need as usize)?;
         self.arena.populate()?;
         Ok(())
@@ -159,16 +156,28 @@ impl Plan {
             shm_dev: self.shm_dev,
             sources: Vec::new(),
             pieces: Vec::new(),
+            inherited: Vec::new(),
+            later: Vec::new(),
             told: Vec::new(),
             known: HashMap::new(),
             seen: self.survey.mappings,
+            own: self.survey.own,
             problems: Vec::new(),
         }
     }
 }
 
+/// Whether there is so much memory. Errors: NoMemory.
+pub(super) fn room_for(need: u64) -> Result<(), MemoryError> {
+    let available = available()?;
+    if need > available - available / 16 {
+        return Err(MemoryError::NoMemory { need, available });
+    }
+    Ok(())
+}
+
 /// MemAvailable of /proc/meminfo, bytes.
-fn available() -> Result<u64, MemoryError> {
+pub fn available() -> Result<u64, MemoryError> {
     let path = "/proc/meminfo";
     let text =
         std::fs::read_to_string(path).map_err(|source| MemoryError::Proc { path: path.into(), source })?;

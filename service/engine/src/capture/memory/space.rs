@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ckpt_image::Container;
 use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
-use ckpt_sys::maps::{MapName, Mapping, read_maps, read_smaps};
+use ckpt_sys::maps::{Details, MapName, Mapping, read_maps, read_smaps};
 use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
 use ckpt_sys::{AddrRange, VirtAddr};
 use ckpt_sys::{gather::gather, inject, layout::layout};
@@ -193,7 +193,8 @@ impl Capture {
         for (first, count) in found.clean.iter().map(in_pages) {
             pages.place(first, count, &mut found.written);
         }
-        self.pieces.extend(found.written.iter().map(|range| {
+        let list = if is_inherited(mapping, record) { &mut self.inherited } else { &mut self.pieces };
+        list.extend(found.written.iter().map(|range| {
             let (first, count) = in_pages(range);
             Piece { container: pages.told.container, source: pages.source, first, count }
         }));
@@ -233,6 +234,14 @@ impl Pages<'_> {
             }
         }
     }
+}
+
+/// Whether a child that fork(2) makes has the same pages: not with MADV_DONTFORK or MADV_WIPEONFORK, and reserved huge pages of a mapping
+/// may be taken from the child. What a file lies below is too little to matter.
+fn is_inherited(mapping: &Mapping, record: &MappingRecord) -> bool {
+    let plain =
+        |details: Details| ![b"dc", b"wf", b"ht", b"io", b"pf"].iter().any(|flag| details.flags.has(flag));
+    record.kind == MappingKind::Anonymous && mapping.details.is_some_and(plain)
 }
 
 /// First page and number of pages.

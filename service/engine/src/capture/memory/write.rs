@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
-use ckpt_image::{Container, ImageError, PagesWriter};
+use ckpt_image::{Container, PagesWriter};
 use ckpt_sys::arena::Arena;
 
 use super::copy::Piece;
+use super::later::Later;
 use super::{PAGE, Told};
+use crate::error::Error;
 use crate::track::{Chain, ContentHashes, Identity};
 
 /// Bytes between two looks at the job.
@@ -17,23 +19,26 @@ const STEP: u64 = 64 << 20;
 pub struct Copied {
     pub(super) arena: Arena,
     pub(super) pieces: Vec<Piece>,
+    /// The rest, in frozen copies of processes.
+    pub(super) later: Vec<Later>,
     pub(super) told: Vec<Told>,
 }
 
 impl Copied {
-    /// Bytes that were copied.
+    /// Bytes that were copied, or are to be.
     pub fn bytes(&self) -> u64 {
-        self.pieces.iter().map(Piece::bytes).sum()
+        self.pieces.iter().map(Piece::bytes).chain(self.later.iter().map(Later::bytes)).sum()
     }
 
-    /// Writes everything to the image. `progress` gets the bytes done so far and ends the writing by `false` (then `Ok(false)`).
+    /// Writes everything to the image; the frozen copies first, each of which ends as soon as it is written. `progress` gets the bytes done
+    /// so far and ends the writing by `false` (then `Ok(false)`).
     ///
-    /// Errors: those of [`PagesWriter::append`].
+    /// Errors: those of [`PagesWriter::append`]; Failed where a frozen copy was killed.
     pub fn write(
-        &self,
+        &mut self,
         pages: &mut PagesWriter,
         mut progress: impl FnMut(u64) -> bool,
-    ) -> Result<bool, ImageError> {
+    ) -> Result<bool, Error> {
         for told in &self.told {
             if let Some(early) = told.early {
                 pages.rename(early, Some(told.container));
@@ -42,9 +47,16 @@ impl Copied {
             pages.container(told.container, told.inherits);
             told.parents.iter().for_each(|(first, count)| pages.parent(told.container, *first, *count));
         }
+        let mut done = 0;
+        let mut later = std::mem::take(&mut self.later);
+        later.iter().for_each(Later::leave_the_unit);
+        for copy in later.drain(..) {
+            if !copy.write(pages, &mut done, &mut progress)? {
+                return Ok(false);
+            }
+        }
         let mut rest = &self.arena[..];
         let mut pieces = &self.pieces[..];
-        let mut done = 0;
         while !pieces.is_empty() {
             let mut bytes = 0;
             let some = pieces.iter().take_while(|piece| {
