@@ -234,6 +234,17 @@ pub(crate) fn clean_up(name: &str) {
     }
     within(20, &["systemctl", "daemon-reload"]);
     within(20, &["systemctl", "reset-failed"]);
+    free_space(name);
+}
+
+/// Removes a test's images, snapshots and subvolume: those of all tests together would fill a disk.
+fn free_space(name: &str) {
+    let _ = fs::remove_dir_all(Path::new("/var/lib/ckpt").join(name));
+    let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let snapshots = below(Path::new("/srv/.ckpt").join(name)).filter(|path| path.is_dir()).flat_map(below);
+    for subvolume in snapshots.chain([Path::new("/srv").join(name)]).filter(|path| path.is_dir()) {
+        within(20, &["btrfs", "-q", "subvolume", "delete", path(&subvolume)]);
+    }
 }
 
 /// Runs a program for at most `seconds`. False: it did not end by itself.
