@@ -80,6 +80,12 @@ pub fn keep_capabilities() -> std::result::Result<(), Errno> {
     Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) }).map(drop)
 }
 
+/// The secure bits of this thread (capabilities(7)).
+pub fn secure_bits() -> std::result::Result<u32, Errno> {
+    // SAFETY: numbers only.
+    Errno::result(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) }).map(|bits| bits as u32)
+}
+
 /// Head and length of a thread's robust futex list (get_robust_list(2)); (0, 0) if none was set.
 pub fn robust_list(tid: Pid) -> Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);

@@ -164,6 +164,11 @@ impl Batch {
         self.slot
     }
 
+    /// Bytes of header and calls, and of the data area, as they lie in the slot.
+    pub(crate) fn lengths(&self) -> (usize, usize) {
+        ((self.calls.len() + 1) * WORD_LINE as usize, self.data.len())
+    }
+
     /// Header and calls, and the data area, as they lie in the slot. Error: it does not fit.
     pub(crate) fn encode(&self, mode: Mode) -> Result<(Vec<u8>, &[u8])> {
         if self.calls.len() > self.slot.calls() || self.data.len() > self.slot.data_len() {

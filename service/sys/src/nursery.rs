@@ -1,10 +1,11 @@
 //! What this process prepares in itself before it makes copies of itself that become members.
 //!
 //! ```text
-//!  runner area   ├ code, one page, r-x ┤ slot, rw- … ┤      at an address that no member needs
+//!  runner area   ├ code, one page, r-x ┤ slot, rw-, shared ┤ slot ┤ … ┤      at an address that no member needs
 //! ```
 
 use std::ffi::c_void;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -16,48 +17,104 @@ use crate::runner::{self, RestoreRunner};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Bytes of the slot.
+/// Bytes of a slot.
 pub const SLOT: u64 = 1 << 20;
-/// Bytes of the whole runner area.
-pub const AREA: u64 = PAGE + SLOT;
+/// Slots: batches of as many members run at once, each in a slot of its own.
+pub const SLOTS: u64 = 128;
+/// Bytes of the whole runner area; but for the code it costs memory only where a slot was used.
+pub const AREA: u64 = PAGE + SLOTS * SLOT;
 
-/// Maps the runner area at `at`, which nothing else may use. Errors: EEXIST where something of ours lies there, ENOMEM.
+/// The slots that this process shares with its copies.
+static SLOTS_AT: OnceLock<VirtAddr> = OnceLock::new();
+
+/// Maps the runner area at `at`, which nothing else may use. The code is a private copy of each member, the slots are shared by all, so that
+/// a batch is written and read here. Only once. Errors: EEXIST where something of ours lies there, ENOMEM.
 pub fn map_runner(at: VirtAddr) -> Result<RestoreRunner> {
     let fail = |op| Error::Kernel { op, subject: Subject::Here, source: Errno::last() };
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let code = runner::code();
     if code.len() as u64 > PAGE {
         return Err(Error::Kernel { op: "map the runner", subject: Subject::Here, source: Errno::E2BIG });
     }
-    let base = at.get() as *mut c_void;
-    // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is; the copy goes into the page just mapped, which is large enough; then
-    // that page loses the right to be written.
+    let first = at.add(PAGE);
+    map(at, PAGE, libc::MAP_PRIVATE)?;
+    map(first, SLOTS * SLOT, libc::MAP_SHARED | libc::MAP_NORESERVE)?;
+    // SAFETY: the copy goes into the page just mapped, which is large enough; then that page loses the right to be written.
     unsafe {
-        let got = libc::mmap(base, AREA as usize, libc::PROT_READ | libc::PROT_WRITE, kind, -1, 0);
-        if got == libc::MAP_FAILED || got != base {
-            return Err(fail("mmap of the runner area"));
-        }
+        let base = at.get() as *mut c_void;
         std::ptr::copy_nonoverlapping(code.as_ptr(), base.cast(), code.len());
         if libc::mprotect(base, PAGE as usize, libc::PROT_READ | libc::PROT_EXEC) != 0 {
             return Err(fail("mprotect of the runner area"));
         }
     }
-    Ok(RestoreRunner { code: at, slot: Slot { base: at.add(PAGE), len: SLOT } })
+    if SLOTS_AT.set(first).is_err() {
+        return Err(Error::Kernel { op: "map the runner", subject: Subject::Here, source: Errno::EEXIST });
+    }
+    Ok(RestoreRunner::shared(at, Slot { base: first, len: SLOT }))
+}
+
+fn map(at: VirtAddr, len: u64, kind: i32) -> Result<()> {
+    let (flags, rights) =
+        (kind | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: MAP_FIXED_NOREPLACE maps only where nothing is.
+    let got = unsafe { libc::mmap(at.get() as *mut c_void, len as usize, rights, flags, -1, 0) };
+    if got == libc::MAP_FAILED || got as u64 != at.get() {
+        let source = Errno::last();
+        return Err(Error::Kernel { op: "mmap of the runner area", subject: Subject::Here, source });
+    }
+    Ok(())
+}
+
+/// The slot of this number; 0 is the runner's own. `None` past the last.
+#[must_use]
+pub fn slot(runner: &RestoreRunner, number: usize) -> Option<Slot> {
+    let number = u64::try_from(number).ok().filter(|n| *n < SLOTS)?;
+    Some(Slot { base: runner.code().add(PAGE + number * SLOT), len: SLOT })
+}
+
+/// Where `len` bytes of the slots lie here. EFAULT: not in them.
+fn within(at: VirtAddr, len: usize) -> Result<*mut u8> {
+    let outside = Error::Kernel { op: "use a slot", subject: Subject::Here, source: Errno::EFAULT };
+    let first = SLOTS_AT.get().map_or(u64::MAX, |first| first.get());
+    let end = at.get().checked_add(len as u64);
+    match end.is_some_and(|end| at.get() >= first && end <= first + SLOTS * SLOT) {
+        true => Ok(at.get() as *mut u8),
+        false => Err(outside),
+    }
+}
+
+/// Writes to a slot, whose members are stopped.
+pub(crate) fn write(at: VirtAddr, bytes: &[u8]) -> Result<()> {
+    let to = within(at, bytes.len())?;
+    // SAFETY: `within` says that it lies in the slots, which are mapped for as long as this process lives; no reference to them exists, and
+    // the member that shares this one is stopped.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    Ok(())
+}
+
+/// Reads from a slot, whose members are stopped.
+pub(crate) fn read(at: VirtAddr, bytes: &mut [u8]) -> Result<()> {
+    let from = within(at, bytes.len())?;
+    // SAFETY: as in `write`.
+    unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+    Ok(())
 }
 
 /// The range that [`map_runner`] mapped.
 #[must_use]
 pub fn area(runner: &RestoreRunner) -> AddrRange {
-    AddrRange::new(runner.code, AREA)
+    AddrRange::new(runner.code(), AREA)
 }
 
-/// Blocks every signal that can be blocked, for this thread and all copies of it.
+/// Blocks every signal that can be blocked, for this thread, which must be the only one, and all copies of it; SIGCHLD then ends waits for
+/// traced threads.
 pub fn block_signals() -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(|source| Error::Kernel {
         op: "sigprocmask",
         subject: Subject::Here,
         source,
-    })
+    })?;
+    crate::thread::wait_by_signal();
+    Ok(())
 }
 
 /// The distance of a `syscall` instruction from the start of this process's vDSO, and the vDSO's bytes. Copies have the same.

@@ -287,10 +287,17 @@ pub(crate) fn offsets() -> Offsets {
 /// The process is killed if anything goes wrong ([`crate::thread::Care::Kill`], PTRACE_O_EXITKILL), so nothing is put back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RestoreRunner {
-    /// Where [`code`] lies in the process, executable.
-    pub code: VirtAddr,
-    /// The slot, writable.
-    pub slot: Slot,
+    code: VirtAddr,
+    slot: Slot,
+    /// The slots are memory that this process shares with the rebuilt one, at the same addresses.
+    shared: bool,
+}
+
+/// A batch that runs in a process that is being rebuilt.
+#[derive(Debug)]
+pub struct Begun {
+    running: Running,
+    children: Vec<Pid>,
 }
 
 /// A batch that ran in a process that is being rebuilt.
@@ -305,56 +312,80 @@ pub struct Ran {
 }
 
 impl RestoreRunner {
-    /// Runs a batch made for this runner's slot. The thread's registers are lost (they are set at the end of a restore).
+    /// The runner whose [`code`] lies at an address of the process, executable, with a slot that is writable there.
+    #[must_use]
+    pub const fn new(code: VirtAddr, slot: Slot) -> Self {
+        Self { code, slot, shared: false }
+    }
+
+    /// Same, where all slots are memory of this process, too, at the same addresses; only [`crate::nursery`] can say so.
+    pub(crate) const fn shared(code: VirtAddr, slot: Slot) -> Self {
+        Self { code, slot, shared: true }
+    }
+
+    /// Where [`code`] lies in the process.
+    #[must_use]
+    pub const fn code(&self) -> VirtAddr {
+        self.code
+    }
+
+    /// The slot for batches that run one after another.
+    #[must_use]
+    pub const fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    /// Runs a batch made for one of this runner's slots. The thread's registers are lost (they are set at the end of a restore).
     ///
     /// Children are left to their initial stop ([`Running::adopt`]): give them registers of their own before they run.
     pub fn run(&self, thread: Stopped, batch: &Batch, deadline: Deadline) -> Step<Ran, Option<Stopped>> {
+        let begun = self.begin(thread, batch).map_err(|(thread, e)| (Some(thread), e))?;
+        self.end(begun, batch, deadline)
+    }
+
+    /// Sets a batch going. Its slot is nobody else's until [`RestoreRunner::end`].
+    pub fn begin(&self, thread: Stopped, batch: &Batch) -> Step<Begun, Stopped> {
         match self.launch(&thread, batch) {
-            Ok(()) => self.collect(thread, batch, deadline),
-            Err(e) => Err((Some(thread), e)),
+            Ok(()) => {
+                let running = thread.resume(0)?;
+                Ok(Begun { running, children: Vec::new() })
+            }
+            Err(e) => Err((thread, e)),
         }
     }
 
     /// Writes the slot and points the thread at the code.
     fn launch(&self, thread: &Stopped, batch: &Batch) -> Result<()> {
         let (head, data) = batch.encode(Mode::Restore)?;
-        remote::write(thread.tid(), self.slot.base, &head)?;
-        remote::write(thread.tid(), self.slot.data(), data)?;
+        self.write(thread.tid(), batch.slot().base, &head)?;
+        self.write(thread.tid(), batch.slot().data(), data)?;
         let mut regs = thread.registers()?;
-        set_entry(&mut regs, self.code, self.slot);
+        set_entry(&mut regs, self.code, batch.slot());
         thread.set_registers(&regs)
     }
 
-    /// Lets it run to the trap, past the events on the way.
-    fn collect(&self, thread: Stopped, batch: &Batch, deadline: Deadline) -> Step<Ran, Option<Stopped>> {
-        let mut children = Vec::new();
-        let mut thread = thread;
+    /// Waits until the batch has come to the trap, past the events on the way.
+    pub fn end(&self, begun: Begun, batch: &Batch, deadline: Deadline) -> Step<Ran, Option<Stopped>> {
+        let Begun { mut running, mut children } = begun;
         loop {
-            let tid = thread.tid();
-            let running = thread.resume(0).map_err(|(t, e)| (Some(t), e))?;
-            thread = wait_stopped(running, tid, deadline)?;
+            let tid = running.tid();
+            let thread = wait_stopped(running, tid, deadline)?;
             let step = match thread.reason() {
                 Stop::Child => thread.child().map(|pid| children.push(pid)).map(|()| false),
                 Stop::Signal(libc::SIGTRAP) => self.check_trap(&thread).map(|()| true),
-                stop => Err(Error::UnexpectedStop { tid, stop: self.describe(&thread, stop) }),
+                stop => Err(Error::UnexpectedStop { tid, stop: describe(&thread, stop, batch.slot()) }),
             };
             match step {
-                Ok(false) => {}
-                Ok(true) => break,
+                Ok(false) => running = thread.resume(0).map_err(|(t, e)| (Some(t), e))?,
+                Ok(true) => {
+                    return match self.results(tid, batch) {
+                        Ok(outcome) => Ok(Ran { thread, outcome, children }),
+                        Err(e) => Err((Some(thread), e)),
+                    };
+                }
                 Err(e) => return Err((Some(thread), e)),
             }
         }
-        match self.results(thread.tid(), batch) {
-            Ok(outcome) => Ok(Ran { thread, outcome, children }),
-            Err(e) => Err((Some(thread), e)),
-        }
-    }
-
-    /// The stop with the place and the call it happened at.
-    fn describe(&self, thread: &Stopped, stop: Stop) -> String {
-        let rip = thread.registers().map_or(0, |r| r.rip);
-        let done = remote::read_u64(thread.tid(), self.slot.base.add(8)).unwrap_or(u64::MAX);
-        format!("{stop} at {rip:#x} after {done} calls of the batch")
     }
 
     /// The trap must be ours.
@@ -368,14 +399,39 @@ impl RestoreRunner {
 
     /// Reads the slot back.
     fn results(&self, tid: Pid, batch: &Batch) -> Result<Outcome> {
-        read_outcome(tid, batch)
+        let (head, data) = batch.lengths();
+        let (mut head, mut data) = (vec![0; head], vec![0; data]);
+        self.read(tid, batch.slot().base, &mut head)?;
+        self.read(tid, batch.slot().data(), &mut data)?;
+        Ok(batch.decode(&head, data))
     }
+
+    fn write(&self, tid: Pid, at: VirtAddr, bytes: &[u8]) -> Result<()> {
+        match self.shared {
+            true => crate::nursery::write(at, bytes),
+            false => remote::write(tid, at, bytes),
+        }
+    }
+
+    fn read(&self, tid: Pid, at: VirtAddr, bytes: &mut [u8]) -> Result<()> {
+        match self.shared {
+            true => crate::nursery::read(at, bytes),
+            false => remote::read(tid, at, bytes),
+        }
+    }
+}
+
+/// The stop with the place and the call it happened at.
+fn describe(thread: &Stopped, stop: Stop, slot: Slot) -> String {
+    let rip = thread.registers().map_or(0, |r| r.rip);
+    let done = remote::read_u64(thread.tid(), slot.base.add(8)).unwrap_or(u64::MAX);
+    format!("{stop} at {rip:#x} after {done} calls of the batch")
 }
 
 /// Reads a batch's results out of its slot.
 pub(crate) fn read_outcome(tid: Pid, batch: &Batch) -> Result<Outcome> {
-    let (head, data) = batch.encode(Mode::Restore)?;
-    let (mut head, mut data) = (vec![0; head.len()], vec![0; data.len()]);
+    let (head, data) = batch.lengths();
+    let (mut head, mut data) = (vec![0; head], vec![0; data]);
     remote::read(tid, batch.slot().base, &mut head)?;
     remote::read(tid, batch.slot().data(), &mut data)?;
     Ok(batch.decode(&head, data))
@@ -410,18 +466,37 @@ pub fn step_call(
     args: [u64; 6],
     deadline: Deadline,
 ) -> Step<(Stopped, i64), Option<Stopped>> {
-    let tid = thread.tid();
+    let stepping = begin_step(thread, instruction, nr, args).map_err(|(thread, e)| (Some(thread), e))?;
+    end_step(stepping, instruction, deadline)
+}
+
+/// Sets such a call going.
+pub fn begin_step(
+    thread: Stopped,
+    instruction: VirtAddr,
+    nr: libc::c_long,
+    args: [u64; 6],
+) -> Step<Running, Stopped> {
     let set = thread.registers().and_then(|mut regs| {
         (regs.rax, regs.orig_rax, regs.rip) = (nr as u64, u64::MAX, instruction.0);
         (regs.rdi, regs.rsi, regs.rdx) = (args[0], args[1], args[2]);
         (regs.r10, regs.r8, regs.r9) = (args[3], args[4], args[5]);
         thread.set_registers(&regs)
     });
-    if let Err(e) = set {
-        return Err((Some(thread), e));
+    match set {
+        Ok(()) => thread.step(),
+        Err(e) => Err((thread, e)),
     }
-    let running = thread.step().map_err(|(t, e)| (Some(t), e))?;
-    let thread = wait_stopped(running, tid, deadline)?;
+}
+
+/// Waits for the end of such a call.
+pub fn end_step(
+    stepping: Running,
+    instruction: VirtAddr,
+    deadline: Deadline,
+) -> Step<(Stopped, i64), Option<Stopped>> {
+    let tid = stepping.tid();
+    let thread = wait_stopped(stepping, tid, deadline)?;
     let regs = match thread.registers() {
         Ok(regs) => regs,
         Err(e) => return Err((Some(thread), e)),

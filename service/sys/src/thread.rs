@@ -12,6 +12,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -187,9 +188,11 @@ impl Running {
         Ok(Some(Waited::Stopped(Stopped { tid: self.tid, care: self.care, stop, here: PhantomData })))
     }
 
-    /// Waits for its next stop or its end. A stop is microseconds away as a rule, so this yields the CPU first and sleeps only later.
+    /// Waits for its next stop or its end. A stop is microseconds away as a rule, so this yields the CPU first and sleeps only later; where
+    /// SIGCHLD can be waited for ([`wait_by_signal`]), it sleeps until one comes.
     pub fn wait(self, deadline: Deadline) -> Step<Waited, Self> {
         const YIELDS: u32 = 150;
+        let by_signal = BY_SIGNAL.load(Ordering::Relaxed);
         let mut turns = 0u32;
         loop {
             match self.look() {
@@ -201,7 +204,11 @@ impl Running {
                 Err(e) => return Err((self, e)),
             }
             turns += 1;
-            if turns < YIELDS {
+            if by_signal && !deadline.passed() {
+                await_child(deadline.left().min(NO_SIGNAL));
+                continue;
+            }
+            if turns < YIELDS && !by_signal {
                 std::thread::yield_now();
                 continue;
             }
@@ -219,6 +226,30 @@ impl Running {
             return if e.errno() == Some(Errno::ESRCH) { self.wait(deadline) } else { Err((self, e)) };
         }
         self.wait(deadline)
+    }
+}
+
+/// A child that was made without a signal for its parent ends without one: looked for that often.
+const NO_SIGNAL: Duration = Duration::from_micros(500);
+
+/// Whether SIGCHLD is blocked in this process, which has one thread.
+static BY_SIGNAL: AtomicBool = AtomicBool::new(false);
+
+/// From now on waits sleep until SIGCHLD comes, which the kernel sends for each stop and each end. It must stay blocked in all threads of this
+/// process, and nobody else may take it.
+pub(crate) fn wait_by_signal() {
+    BY_SIGNAL.store(true, Ordering::Relaxed);
+}
+
+/// Sleeps until SIGCHLD comes, at most that long. One that has come before ends it at once.
+fn await_child(most: Duration) {
+    let time = libc::timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };
+    // SAFETY: set and time outlive the call; nothing is written.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const time);
     }
 }
 

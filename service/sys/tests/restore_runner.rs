@@ -62,9 +62,9 @@ fn batch_runs_and_tells_results() {
     let base = map_runner();
     let child = stopped_child();
     let pid = child.tid();
-    let runner = RestoreRunner { code: base, slot: slot(base, 0) };
+    let runner = RestoreRunner::new(base, slot(base, 0));
 
-    let mut batch = Batch::new(runner.slot);
+    let mut batch = Batch::new(runner.slot());
     let getpid = batch.push(libc::SYS_getpid, [0; 6]);
     let wants = 0x7000_0000_u64;
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
@@ -82,7 +82,7 @@ fn batch_runs_and_tells_results() {
     assert_eq!(outcome.bytes(back, 7), b"renamed");
     assert!(outcome.failed.is_none());
 
-    let mut batch = Batch::new(runner.slot);
+    let mut batch = Batch::new(runner.slot());
     batch.push(libc::SYS_getpid, [0; 6]);
     batch.must(libc::SYS_close, [9999, 0, 0, 0, 0, 0]);
     let never = batch.push(libc::SYS_getpid, [0; 6]);
@@ -96,7 +96,7 @@ fn children_made_inside_are_given_back_stopped_and_run_batches_themselves() {
     let base = map_runner();
     let child = stopped_child();
     let leader = child.tid();
-    let runner = RestoreRunner { code: base, slot: slot(base, 0) };
+    let runner = RestoreRunner::new(base, slot(base, 0));
 
     let thread_flags = libc::CLONE_VM
         | libc::CLONE_FS
@@ -104,7 +104,7 @@ fn children_made_inside_are_given_back_stopped_and_run_batches_themselves() {
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    let mut batch = Batch::new(runner.slot);
+    let mut batch = Batch::new(runner.slot());
     let clone_args = |flags: u64, exit_signal: u64| {
         let words = [flags, 0, 0, 0, exit_signal, 0, 0, 0, 0, 0, 0];
         words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>()
@@ -122,8 +122,8 @@ fn children_made_inside_are_given_back_stopped_and_run_batches_themselves() {
     for (tid, is_thread) in ran.children.iter().zip([true, false]) {
         let stopped = Running::adopt(*tid, Care::Kill).wait(soon()).unwrap().stopped(*tid).unwrap();
         assert_eq!(stopped.reason(), Stop::Interrupted);
-        let own = RestoreRunner { code: base, slot: slot(base, 1) };
-        let mut batch = Batch::new(own.slot);
+        let own = RestoreRunner::new(base, slot(base, 1));
+        let mut batch = Batch::new(own.slot());
         let gettid = batch.push(libc::SYS_gettid, [0; 6]);
         let getpid = batch.push(libc::SYS_getpid, [0; 6]);
         let ran = own.run(stopped, &batch, soon()).unwrap();
@@ -164,8 +164,8 @@ fn the_last_call_can_unmap_the_runner() {
 fn a_killed_child_is_an_error_not_a_hang() {
     let base = map_runner();
     let child = stopped_child();
-    let runner = RestoreRunner { code: base, slot: slot(base, 0) };
-    let mut batch = Batch::new(runner.slot);
+    let runner = RestoreRunner::new(base, slot(base, 0));
+    let mut batch = Batch::new(runner.slot());
     batch.push(libc::SYS_exit_group, [3, 0, 0, 0, 0, 0]);
     let (thread, error) = runner.run(child, &batch, soon()).unwrap_err();
     assert!(thread.is_none());

@@ -5,11 +5,13 @@
 //!  ► capabilities, with CAP_SETPCAP on top ► ambient set ► secure bits ► capabilities exactly
 //! ```
 
+use std::os::unix::fs::MetadataExt;
+
 use ckpt_image::records::Credentials;
 use ckpt_sys::batch::Batch;
 use nix::libc;
 
-use super::{Failure, Member};
+use crate::capture::text::parse_status;
 
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 const CAP_SETPCAP: u64 = 1 << 8;
@@ -21,26 +23,97 @@ const PR_CAP_AMBIENT: u64 = 47;
 const PR_CAP_AMBIENT_RAISE: u64 = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: u64 = 4;
 
-/// Sets all credentials of a thread that has all privileges still. `now`: the ids that it has already, where they are known: a thread in
-/// a user namespace has some that it could not set itself.
-pub fn set(member: &mut Member, wanted: &Credentials, now: Option<&Credentials>) -> Result<(), Failure> {
-    let mut batch = member.batch();
+/// More calls than set all credentials of a thread.
+pub const CALLS: usize = 2 * CAPABILITIES as usize + 16;
+
+/// Bytes that the calls for these credentials need.
+pub fn bytes(wanted: &Credentials) -> usize {
+    4 * wanted.groups.len() + 256
+}
+
+/// What members have from the process that makes them.
+#[derive(Debug)]
+pub struct Ours {
+    credentials: Option<Credentials>,
+    namespace: Option<(u64, u64)>,
+}
+
+impl Ours {
+    /// Of this process.
+    pub fn look() -> Self {
+        let credentials = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+            let securebits = ckpt_sys::attributes::secure_bits().ok()?;
+            Some(Credentials { securebits, ..parse_status(&status).credentials })
+        });
+        Self { credentials, namespace: user_namespace("self") }
+    }
+
+    /// Whether a process is in our user namespace: in another one ids mean something else.
+    pub fn is_here(&self, tid: nix::unistd::Pid) -> bool {
+        self.namespace.is_some() && user_namespace(&tid.to_string()) == self.namespace
+    }
+
+    /// What a member in our user namespace has before its credentials are set.
+    pub fn now(&self) -> Now<'_> {
+        self.credentials.as_ref().map_or(Now::Unknown, Now::All)
+    }
+}
+
+/// Device and inode.
+fn user_namespace(pid: &str) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(format!("/proc/{pid}/ns/user")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// What is known of the credentials that a thread has before its own are set.
+#[derive(Debug, Clone, Copy)]
+pub enum Now<'a> {
+    /// Nothing.
+    Unknown,
+    /// The ids: a thread in a user namespace has some that it could not set itself.
+    Ids(&'a Credentials),
+    /// Everything.
+    All(&'a Credentials),
+}
+
+impl<'a> Now<'a> {
+    fn ids(self) -> Option<&'a Credentials> {
+        match self {
+            Self::Unknown => None,
+            Self::Ids(now) | Self::All(now) => Some(now),
+        }
+    }
+
+    fn all(self) -> Option<&'a Credentials> {
+        match self {
+            Self::All(now) => Some(now),
+            Self::Unknown | Self::Ids(_) => None,
+        }
+    }
+}
+
+/// Sets all credentials of a thread that has all privileges still. Each change costs the kernel a copy of all of them, so what is right now
+/// is left, where that is known.
+pub fn set(batch: &mut Batch, wanted: &Credentials, now: Now<'_>) {
+    if now.all() == Some(wanted) {
+        return;
+    }
     let [inheritable, permitted, effective, bounding, ambient] = wanted.caps;
+    let had = now.all().map_or(u64::MAX, |now| now.caps[3]);
     batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, NO_SETUID_FIXUP, 0, 0, 0, 0]);
-    for cap in (0..CAPABILITIES).filter(|cap| bounding & (1 << cap) == 0) {
+    for cap in (0..CAPABILITIES).filter(|cap| had & !bounding & (1 << cap) != 0) {
         // EINVAL past the last capability of this kernel.
         batch.push(libc::SYS_prctl, [libc::PR_CAPBSET_DROP as u64, cap, 0, 0, 0, 0]);
     }
-    ids(&mut batch, wanted, now);
+    ids(batch, wanted, now.ids());
     let still = permitted | CAP_SETPCAP;
-    capset(&mut batch, inheritable, still, still);
+    capset(batch, inheritable, still, still);
     batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0]);
     for cap in (0..CAPABILITIES).filter(|cap| ambient & (1 << cap) != 0) {
         batch.must(libc::SYS_prctl, [PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0, 0]);
     }
     batch.must(libc::SYS_prctl, [libc::PR_SET_SECUREBITS as u64, u64::from(wanted.securebits), 0, 0, 0, 0]);
-    capset(&mut batch, inheritable, permitted, effective);
-    member.run("set credentials", &batch).map(drop)
+    capset(batch, inheritable, permitted, effective);
 }
 
 /// Sets the ids alone, and keeps all capabilities, of a thread that is to go into a user namespace, where it gets these anew.

@@ -1,14 +1,17 @@
 //! The whole rebuild, stage by stage, over all members of the group.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod setup;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    Credentials, EndedLeader, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState,
-    ThreadRecord, UnitIndex, UnitRecord,
+    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
+    UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
+use ckpt_sys::batch::{Batch, Outcome, Slot};
 use ckpt_sys::missing::Missing;
 use ckpt_sys::nursery::{self, area};
 use ckpt_sys::task;
@@ -24,14 +27,15 @@ use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
 use super::leader::{self, Ending};
-use super::memory::{Ground, Script};
+use super::memory::{Ground, Run, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
-use super::process::{self, living, lookup};
+use super::process::{living, lookup};
 use super::tree::Plan;
-use super::users::{self, Users};
-use super::{Failure, Member, clocks, ephemeral, holes, ids, notify, release, sysv, tables, thread};
+use super::users::Users;
+use super::waves::{Batches, side_by_side};
+use super::{Failure, Member, clocks, credentials, ephemeral, holes, ids, notify, release, sysv, tables};
 use crate::api::UnitMain;
 use crate::kinds::late;
 use crate::kinds::outside::Held;
@@ -205,6 +209,15 @@ pub(super) fn tell_systemd(places: &Places, units: &[UnitMain], endings: &[Endin
     places.iter().try_for_each(notify::end_stub)
 }
 
+/// What a process is the first to have of what several may share.
+#[derive(Debug, Clone, Copy)]
+struct First {
+    table: bool,
+    space: bool,
+    fs: bool,
+    sighand: bool,
+}
+
 /// A rebuild under way.
 struct Rebuild<'a> {
     image: &'a GroupImage,
@@ -222,6 +235,8 @@ struct Rebuild<'a> {
     gadget: u64,
     /// Where threads may run whose records name no CPU that is here.
     cpus: Vec<u64>,
+    /// What every member is made with.
+    ours: credentials::Ours,
     members: Members,
     /// Threads besides the leaders, by process.
     threads: BTreeMap<Pid, Vec<Member>>,
@@ -274,6 +289,7 @@ impl<'a> Rebuild<'a> {
             floor,
             gadget: 0,
             cpus: Vec::new(),
+            ours: credentials::Ours::look(),
             warnings,
             members: Members::new(),
             threads: BTreeMap::new(),
@@ -293,32 +309,96 @@ impl<'a> Rebuild<'a> {
             };
             let done = deed(self, &mut member, record, body);
             self.members.insert(record.pid, member);
-            done.map_err(|e| {
-                let unit = self.places.get(record.unit).map_or("", |p| p.name.as_str());
-                e.of_pid(record.pid.0).of_unit(unit)
-            })?;
+            done.map_err(|e| self.blame(e, record))?;
         }
         Ok(())
     }
 
+    /// Runs batches in the leaders of all living processes at once; errors name process and unit. See [`side_by_side`].
+    fn all(
+        &mut self,
+        mut next: impl FnMut(
+            &Self,
+            usize,
+            Slot,
+            Option<Outcome>,
+        ) -> Result<Option<(&'static str, Batch)>, Failure>,
+    ) -> Result<(), Failure> {
+        let mut members = std::mem::take(&mut self.members);
+        let mut leaders: BTreeMap<Pid, &mut Member> = members.iter_mut().map(|(pid, m)| (*pid, m)).collect();
+        let mut ordered = Vec::with_capacity(leaders.len());
+        for (record, _) in living(self.image) {
+            let leader = leaders.remove(&record.pid);
+            let none = || Failure::not_restorable("it was not made").of_pid(record.pid.0);
+            ordered.push(leader.ok_or_else(none)?);
+        }
+        let done = side_by_side(&mut ordered, |place, slot, before| next(self, place, slot, before));
+        self.members = members;
+        done.map_err(|(place, e)| match living(self.image).nth(place) {
+            Some((record, _)) => self.blame(e, record),
+            None => e,
+        })
+    }
+
+    /// Names a process and its unit as where something failed.
+    fn blame(&self, failure: Failure, record: &ProcessRecord) -> Failure {
+        let unit = self.places.get(record.unit).map_or("", |p| p.name.as_str());
+        failure.of_pid(record.pid.0).of_unit(unit)
+    }
+
+    /// The bodies of all living processes, in order, each with what of it no process before has: descriptor table, address space, directories,
+    /// signal handlers.
+    fn firsts(&self) -> Vec<(&'a ProcessRecord, &'a ProcessBody, First)> {
+        let mut seen = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let first = |(record, body): (&'a ProcessRecord, &'a ProcessBody)| {
+            let first = First {
+                table: seen.0.insert(body.fd_table),
+                space: seen.1.insert(body.space),
+                fs: seen.2.insert(body.fs),
+                sighand: seen.3.insert(body.sighand),
+            };
+            (record, body, first)
+        };
+        living(self.image).map(first).collect()
+    }
+
     /// Descriptors and memory.
     fn fill(&mut self) -> Result<(), Failure> {
-        let mut tables_done = BTreeSet::new();
-        self.each(|this, member, _, body| {
-            if !tables_done.insert(body.fd_table) {
-                return Ok(());
+        let firsts = self.firsts();
+        let scripts = std::mem::take(&mut self.scripts);
+        let mut on_the_way = BTreeMap::new();
+        for (place, (_, body, first)) in firsts.iter().enumerate() {
+            let script = lookup(&scripts, body.space.index(), "address space")?;
+            on_the_way.insert(place, (VecDeque::new(), first.space.then(|| Run::new(script))));
+        }
+        let filled = self.all(|this, place, slot, before| {
+            let (_, body, first) = firsts[place];
+            let Some((tables, script)) = on_the_way.get_mut(&place) else { return Ok(None) };
+            match &before {
+                None if first.table => {
+                    let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
+                    let mut batches = Batches::new(slot);
+                    let number = |id| Some(this.descriptions.get(id)?.as_raw_fd());
+                    tables::place(&mut batches, table, this.floor, number);
+                    *tables = batches.all();
+                }
+                None => {}
+                Some(outcome) => script.iter().try_for_each(|script| script.check(outcome))?,
             }
-            let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
-            tables::place(member, table, this.floor, |id| Some(this.descriptions.get(id)?.as_raw_fd()))
-        })?;
+            if let Some(batch) = tables.pop_front() {
+                return Ok(Some(("place descriptors", batch)));
+            }
+            let Some(script) = script else { return Ok(None) };
+            let batch = script.batch(slot, &mut |wanted| this.opened.memory(wanted))?;
+            Ok(batch.map(|batch| ("make the memory", batch)))
+        });
+        drop(on_the_way);
+        self.scripts = scripts;
+        filled?;
         let mut spaces_done = BTreeSet::new();
         self.each(|this, member, _, body| {
-            if !spaces_done.insert(body.space) {
-                return Ok(());
-            }
             let script = lookup(&this.scripts, body.space.index(), "address space")?;
-            script.run(member, &mut |wanted| this.opened.memory(wanted))?;
-            if !script.absent.is_empty() {
+            if !script.absent.is_empty() && spaces_done.insert(body.space) {
                 let missing = lazy::watch(member, script)?;
                 this.watched.push((missing, script.absent.clone(), member.tid().as_raw()));
             }
@@ -338,104 +418,6 @@ impl<'a> Rebuild<'a> {
         let files = PageReader::open(&request.chain)?.into_files();
         lazy::keeper::hand_over(lazily, mark, files, spaces, self.cpus.clone())?;
         Ok(lazy::absent_bytes(&self.scripts))
-    }
-
-    /// Directories, handlers, threads, timers; then only the members' own descriptors are left.
-    fn furnish(&mut self, users: &Users<'_>) -> Result<(), Failure> {
-        let (mut fs_done, mut sighands_done) = (BTreeSet::new(), BTreeSet::new());
-        self.each(|this, member, record, body| {
-            if fs_done.insert(body.fs) {
-                let fs = lookup(&this.image.fs, body.fs.index(), "directories")?;
-                process::directories(member, fs, this.opened.directories(fs)?)?;
-            }
-            if sighands_done.insert(body.sighand) {
-                let sighand = lookup(&this.image.sighands, body.sighand.index(), "signal handlers")?;
-                process::handlers(member, sighand)?;
-            }
-            let mut threads = match users.enter(member, record, body)? {
-                None => thread::make_threads(member, leader::others(body))?,
-                Some(problems) => {
-                    this.warn(record, problems);
-                    this.private.insert(record.pid);
-                    let instruction = this.vdso_of(body)?.add(this.gadget);
-                    users.make_threads(member, record.unit, leader::others(body), instruction)?
-                }
-            };
-            process::posix_timers(member, &body.posix_timers)?;
-            if let Some(ended) = &body.ended_leader {
-                this.replace_leader(member, &mut threads, body, ended)?;
-            }
-            this.threads.insert(record.pid, threads);
-            Ok(())
-        })?;
-        let mut tables_done = BTreeSet::new();
-        self.each(|this, member, _, body| {
-            if !tables_done.insert(body.fd_table) {
-                return Ok(());
-            }
-            tables::close_high(member, this.floor)
-        })
-    }
-
-    /// A leader that has ended does so again, and from here on the first of the other threads is what is asked to do things for the process.
-    fn replace_leader(
-        &mut self,
-        member: &mut Member,
-        threads: &mut Vec<Member>,
-        body: &'a ProcessBody,
-        ended: &EndedLeader,
-    ) -> Result<(), Failure> {
-        if threads.is_empty() {
-            return Err(Failure::corrupt("it has no thread that lives").of_pid(member.pid.0));
-        }
-        let pid = member.pid;
-        leader::prepare(member, ended, self.now(pid, body)?)?;
-        let old = std::mem::replace(member, threads.remove(0));
-        let instruction = self.vdso_of(body)?.add(self.gadget);
-        if !mains(self.image).contains(&pid) {
-            return leader::end(old, instruction, ended);
-        }
-        if leader::is_mourned(self.image, pid) {
-            let why = "its first thread has ended, and a child wants a signal at its parent's end";
-            return Err(Failure::unsupported(why).of_pid(pid.0));
-        }
-        self.waiting.push(leader::wait(old, instruction, ended)?);
-        Ok(())
-    }
-
-    /// What its threads have of their credentials, if it is in a user namespace.
-    fn now(&self, pid: Pid, body: &'a ProcessBody) -> Result<Option<&'a Credentials>, Failure> {
-        self.private.contains(&pid).then(|| users::first(body)).transpose()
-    }
-
-    fn warn(&mut self, record: &ProcessRecord, problems: Vec<String>) {
-        self.warnings.extend(problems.into_iter().map(|p| format!("pid {}: {p}", record.pid)));
-    }
-
-    /// Limits, then every thread's own state, then what credentials would undo.
-    fn set_up_threads(&mut self) -> Result<(), Failure> {
-        let living: BTreeSet<Pid> = self.members.keys().copied().collect();
-        self.each(|this, member, record, body| {
-            let mut problems = process::from_outside(member, body);
-            let now = this.now(record.pid, body)?;
-            if now.is_none() {
-                problems.extend(process::attributes(member, body)?);
-            }
-            this.warn(record, problems);
-            let is_root = !living.contains(&record.ppid);
-            let mut others = this.threads.remove(&record.pid).unwrap_or_default();
-            for (other, thread) in others.iter_mut().zip(body.threads.iter().skip(1)) {
-                thread::set_up(other, thread, this.image, is_root, &this.cpus, now)?;
-                release::queue(other, record.pid.0, &thread.pending, &[])?;
-            }
-            this.threads.insert(record.pid, others);
-            let leader = first_thread(record, body)?;
-            thread::set_up(member, leader, this.image, is_root, &this.cpus, now)?;
-            process::dumpable(member, body)?;
-            process::itimers(member, &body.itimers)?;
-            release::drain(member)?;
-            release::queue(member, record.pid.0, &leader.pending, &body.pending)
-        })
     }
 
     /// What descriptors need once all members exist and have their ids.
@@ -467,18 +449,23 @@ impl<'a> Rebuild<'a> {
             }
             last_of_space.insert(body.space, record.pid);
         }
-        let mut processes = Vec::new();
+        let mut unmapping = Vec::new();
         for (record, body) in living(self.image) {
             let Some(member) = self.members.remove(&record.pid) else {
                 return Err(Failure::not_restorable("it was not made").of_pid(record.pid.0));
             };
-            let last = last_of_space.get(&body.space) == Some(&record.pid);
-            let free = if last {
-                let instruction = self.vdso_of(body)?.add(self.gadget);
-                release::unmap_runner(member, instruction)?.0
-            } else {
-                member.into_thread()?
-            };
+            unmapping.push(match last_of_space.get(&body.space) == Some(&record.pid) {
+                true => {
+                    let instruction = self.vdso_of(body)?.add(self.gadget);
+                    (record, body, Err((release::begin_unmap(member, instruction)?, instruction)))
+                }
+                false => (record, body, Ok(member.into_thread()?)),
+            });
+        }
+        let mut processes = Vec::new();
+        for (record, body, thread) in unmapping {
+            let unmapped = thread.or_else(|(thread, instruction)| release::end_unmap(thread, instruction));
+            let free = unmapped.map_err(|e| e.of_pid(record.pid.0))?;
             release::set_registers(&free, first_thread(record, body)?)?;
             processes.push((record, free));
         }

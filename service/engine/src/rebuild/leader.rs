@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use ckpt_image::records::{Credentials, EndedLeader, GroupImage, Pid, ProcessBody, ThreadRecord};
+use ckpt_image::records::{EndedLeader, GroupImage, Pid, ProcessBody, ThreadRecord};
 use ckpt_sys::VirtAddr;
 use ckpt_sys::ptrace::Options;
 use ckpt_sys::task;
@@ -18,7 +18,8 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::process::living;
-use super::{Failure, Member, credentials};
+use super::credentials::{self, Now};
+use super::{Failure, Member};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,10 +47,9 @@ pub fn is_mourned(image: &GroupImage, pid: Pid) -> bool {
 }
 
 /// Gives a leader what is seen of it when it has ended.
-/// `now`: see [`credentials::set`].
-pub fn prepare(member: &mut Member, ended: &EndedLeader, now: Option<&Credentials>) -> Result<(), Failure> {
-    credentials::set(member, &ended.credentials, now)?;
+pub fn prepare(member: &mut Member, ended: &EndedLeader, now: Now<'_>) -> Result<(), Failure> {
     let mut batch = member.batch();
+    credentials::set(&mut batch, &ended.credentials, now);
     let name = batch.c_str(&ended.comm);
     batch.must(libc::SYS_prctl, [libc::PR_SET_NAME as u64, name.get(), 0, 0, 0, 0]);
     // Its end must not be told to anybody in the memory, which has seen it.

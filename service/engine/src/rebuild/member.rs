@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use ckpt_image::records::Pid;
 use ckpt_sys::batch::{Batch, Call, Outcome};
-use ckpt_sys::runner::RestoreRunner;
-use ckpt_sys::thread::{Care, Deadline, Running, Stopped};
+use ckpt_sys::runner::{Begun, Ran, RestoreRunner};
+use ckpt_sys::thread::{Care, Deadline, Running, Step, Stopped};
 
 use super::Failure;
 
@@ -20,18 +20,20 @@ pub struct Member {
     runner: RestoreRunner,
     /// `None` only while a batch runs, or after a failure that lost it.
     thread: Option<Stopped>,
+    /// The batch that runs.
+    begun: Option<(Begun, Batch, String)>,
 }
 
 impl Member {
     /// A stopped thread that has the runner area. It is killed if this is dropped.
     pub fn new(pid: Pid, mut thread: Stopped, runner: RestoreRunner) -> Self {
         thread.set_care(Care::Kill);
-        Self { pid, runner, thread: Some(thread) }
+        Self { pid, runner, thread: Some(thread), begun: None }
     }
 
     /// An empty batch for it.
     pub fn batch(&self) -> Batch {
-        Batch::new(self.runner.slot)
+        Batch::new(self.runner.slot())
     }
 
     /// The runner area, which must stay mapped and untouched until the member is released.
@@ -73,18 +75,52 @@ impl Member {
         what: &str,
         batch: &Batch,
     ) -> Result<(Outcome, Vec<Stopped>), Failure> {
-        let pid = self.pid.0;
-        let wrap = |e: &dyn std::error::Error| {
-            let below = Failure::from_error(e);
-            Failure::new(&below.error, format!("{what}: {}", below.text)).of_pid(pid)
-        };
         let thread = self.take()?;
-        let ran = match self.runner.run(thread, batch, Deadline::after(PATIENCE)) {
+        let ran = self.runner.run(thread, batch, Deadline::after(PATIENCE));
+        self.ended(what, ran)
+    }
+
+    /// Sets a batch going, made for a slot that no other member uses now. Until [`Member::end`] the member cannot be asked for anything.
+    pub fn begin(&mut self, what: &str, batch: Batch) -> Result<(), Failure> {
+        let thread = self.take()?;
+        match self.runner.begin(thread, &batch) {
+            Ok(begun) => {
+                self.begun = Some((begun, batch, what.to_owned()));
+                Ok(())
+            }
+            Err((thread, error)) => {
+                self.thread = Some(thread);
+                Err(self.failure(what, &error))
+            }
+        }
+    }
+
+    /// Waits for the batch that runs; as [`Member::run`]. `None`: none runs.
+    pub fn end(&mut self) -> Result<Option<Outcome>, Failure> {
+        let Some((begun, batch, what)) = self.begun.take() else { return Ok(None) };
+        let ran = self.runner.end(begun, &batch, Deadline::after(PATIENCE));
+        match self.ended(&what, ran)? {
+            (outcome, children) if children.is_empty() => Ok(Some(outcome)),
+            _ => Err(Failure::not_restorable(format!("{what}: made processes")).of_pid(self.pid.0)),
+        }
+    }
+
+    fn failure(&self, what: &str, e: &dyn std::error::Error) -> Failure {
+        let below = Failure::from_error(e);
+        Failure::new(&below.error, format!("{what}: {}", below.text)).of_pid(self.pid.0)
+    }
+
+    /// What came of a batch, and its children, once they have stopped.
+    fn ended(
+        &mut self,
+        what: &str,
+        ran: Step<Ran, Option<Stopped>>,
+    ) -> Result<(Outcome, Vec<Stopped>), Failure> {
+        let ran = match ran {
             Ok(ran) => ran,
             Err((thread, error)) => {
-                let failure = wrap(&error);
                 self.thread = thread;
-                return Err(failure);
+                return Err(self.failure(what, &error));
             }
         };
         self.thread = Some(ran.thread);
@@ -93,15 +129,15 @@ impl Member {
             let running = Running::adopt(tid, Care::Kill);
             let stopped = running
                 .wait(Deadline::after(PATIENCE))
-                .map_err(|(_, e)| wrap(&e))?
+                .map_err(|(_, e)| self.failure(what, &e))?
                 .stopped(tid)
-                .map_err(|e| wrap(&e))?;
+                .map_err(|e| self.failure(what, &e))?;
             children.push(stopped);
         }
-        if let Some(failed) = ran.outcome.failed {
-            return Err(wrap(&failed));
+        match ran.outcome.failed {
+            Some(failed) => Err(self.failure(what, &failed)),
+            None => Ok((ran.outcome, children)),
         }
-        Ok((ran.outcome, children))
     }
 
     /// Runs a batch of one call and gives its result.

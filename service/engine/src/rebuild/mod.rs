@@ -36,6 +36,7 @@ mod tables;
 mod thread;
 pub mod tree;
 mod users;
+mod waves;
 
 pub use driver::{Reply, Report, Request};
 pub use failure::Failure;

@@ -1,7 +1,7 @@
 //! What belongs to a whole process besides memory and descriptors: handlers, directories, timers, limits, what prctl(2) keeps.
 
 use ckpt_image::records::{FsRecord, GroupImage, ItimerRecord, PosixTimerRecord, ProcessBody, SighandRecord};
-use ckpt_sys::batch::{Batch, Call};
+use ckpt_sys::batch::{Batch, Call, Outcome};
 use nix::libc;
 
 use super::{Failure, Member};
@@ -23,8 +23,7 @@ pub struct Directories {
 }
 
 /// Sets the signal handlers; all others become SIG_DFL, also those that we ignore (CLONE_CLEAR_SIGHAND leaves these).
-pub fn handlers(member: &mut Member, sighand: &SighandRecord) -> Result<(), Failure> {
-    let mut batch = member.batch();
+pub fn handlers(batch: &mut Batch, sighand: &SighandRecord) {
     let default = batch.data(&[0; 32]);
     for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
         batch.must(libc::SYS_rt_sigaction, [signal as u64, default.get(), 0, 8, 0, 0]);
@@ -37,12 +36,10 @@ pub fn handlers(member: &mut Member, sighand: &SighandRecord) -> Result<(), Fail
         let at = batch.data(&raw);
         batch.must(libc::SYS_rt_sigaction, [action.signal as u64, at.get(), 0, 8, 0, 0]);
     }
-    member.run("set signal handlers", &batch).map(drop)
 }
 
 /// Sets root and working directory and umask.
-pub fn directories(member: &mut Member, fs: &FsRecord, open: Directories) -> Result<(), Failure> {
-    let mut batch = member.batch();
+pub fn directories(batch: &mut Batch, fs: &FsRecord, open: Directories) {
     if let Some(root) = open.root {
         let here = batch.c_str(b".");
         batch.must(libc::SYS_fchdir, [root as u64, 0, 0, 0, 0, 0]);
@@ -50,41 +47,59 @@ pub fn directories(member: &mut Member, fs: &FsRecord, open: Directories) -> Res
     }
     batch.must(libc::SYS_fchdir, [open.cwd as u64, 0, 0, 0, 0, 0]);
     batch.must(libc::SYS_umask, [u64::from(fs.umask), 0, 0, 0, 0, 0]);
-    member.run("set the working directory", &batch).map(drop)
 }
 
-/// Sets what needs our privileges still: limits, personality, subreaper. Gives what could not be set: a hard limit above our own
-/// needs CAP_SYS_RESOURCE.
-pub fn attributes(member: &mut Member, body: &ProcessBody) -> Result<Vec<String>, Failure> {
-    let mut batch = member.batch();
+/// Calls that set the limits of a process; what came of them tells which could not be set.
+#[derive(Debug, Default)]
+pub struct Limits(Vec<(Call, ckpt_sys::VirtAddr)>);
+
+/// Sets what needs our privileges still: limits, personality, subreaper.
+pub fn attributes(batch: &mut Batch, body: &ProcessBody) -> Limits {
     batch.must(libc::SYS_personality, [u64::from(body.personality), 0, 0, 0, 0, 0]);
     let subreaper = [libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(body.child_subreaper), 0, 0, 0, 0];
     batch.must(libc::SYS_prctl, subreaper);
-    settings::set_process(&mut batch, &body.settings);
+    settings::set_process(batch, &body.settings);
     let mut set = Vec::new();
     for (resource, (soft, hard)) in body.limits.iter().enumerate() {
         let at = batch.data(&limit(*soft, *hard));
         let old = batch.space(16);
-        let read = batch.must(libc::SYS_prlimit64, [0, resource as u64, 0, old.get(), 0, 0]);
+        let _: Call = batch.must(libc::SYS_prlimit64, [0, resource as u64, 0, old.get(), 0, 0]);
         let call = batch.push(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
-        set.push((read, call, old));
+        set.push((call, old));
     }
+    Limits(set)
+}
+
+/// Same, at once; gives what could not be set.
+pub fn set_attributes(member: &mut Member, body: &ProcessBody) -> Result<Vec<String>, Failure> {
+    let mut batch = member.batch();
+    let limits = attributes(&mut batch, body);
     let outcome = member.run("set limits", &batch)?;
-    let mut problems = Vec::new();
-    for (resource, ((soft, hard), (_, call, old))) in body.limits.iter().zip(set).enumerate() {
-        let Err(e) = outcome.result(call) else { continue };
-        let ours = outcome.u64_at(old.add(8));
-        if *soft > ours {
-            problems.push(format!("limit {resource} is {ours} and not {soft} ({e})"));
-        } else {
-            problems.push(format!("hard limit {resource} is {ours} and not {hard} ({e})"));
-        }
-        let mut batch = member.batch();
-        let at = batch.data(&limit((*soft).min(ours), ours));
-        batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
-        member.run("set limits", &batch)?;
+    let mut batch = member.batch();
+    let problems = limits.failed(body, &outcome, &mut batch);
+    if !batch.is_empty() {
+        member.run("set soft limits", &batch)?;
     }
     Ok(problems)
+}
+
+impl Limits {
+    /// What could not be set, since a hard limit above our own needs CAP_SYS_RESOURCE; then the soft limit at least is set by `batch`.
+    pub fn failed(&self, body: &ProcessBody, outcome: &Outcome, batch: &mut Batch) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (resource, ((soft, hard), (call, old))) in body.limits.iter().zip(&self.0).enumerate() {
+            let Err(e) = outcome.result(*call) else { continue };
+            let ours = outcome.u64_at(old.add(8));
+            if *soft > ours {
+                problems.push(format!("limit {resource} is {ours} and not {soft} ({e})"));
+            } else {
+                problems.push(format!("hard limit {resource} is {ours} and not {hard} ({e})"));
+            }
+            let at = batch.data(&limit((*soft).min(ours), ours));
+            batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+        }
+        problems
+    }
 }
 
 /// struct rlimit64.
@@ -113,18 +128,11 @@ fn armed(timer: &ItimerRecord) -> Option<ItimerRecord> {
 }
 
 /// Arms the interval timers. Every signal must be blocked in all threads.
-pub fn itimers(member: &mut Member, timers: &[ItimerRecord; 3]) -> Result<(), Failure> {
-    let timers: Vec<_> =
-        timers.iter().enumerate().filter_map(|(which, t)| Some((which, armed(t)?))).collect();
-    if timers.is_empty() {
-        return Ok(());
-    }
-    let mut batch = member.batch();
-    for (which, timer) in timers {
+pub fn itimers(batch: &mut Batch, timers: &[ItimerRecord; 3]) {
+    for (which, timer) in timers.iter().enumerate().filter_map(|(which, t)| Some((which, armed(t)?))) {
         let at = batch.data(&interval_and_value(&timer, 1_000_000));
         batch.must(libc::SYS_setitimer, [which as u64, at.get(), 0, 0, 0, 0]);
     }
-    member.run("set interval timers", &batch).map(drop)
 }
 
 /// struct sigevent, 64 bytes.
@@ -211,40 +219,56 @@ fn count_one(batch: &mut Batch, timer: &PosixTimerRecord, next: i32) -> (ckpt_sy
     (id, next)
 }
 
-/// What is written from outside: /proc/PID/oom_score_adj and coredump_filter. Gives what could not be set.
-pub fn from_outside(member: &Member, body: &ProcessBody) -> Vec<String> {
-    let mut problems = Vec::new();
-    let directory = std::path::PathBuf::from(format!("/proc/{}", member.tid()));
-    let nice = body.settings.autogroup_nice;
-    if nice != 0
-        && let Err(e) = std::fs::write(directory.join("autogroup"), nice.to_string())
-    {
-        problems.push(format!("the nice value of its session could not be set to {nice}: {e}"));
-    }
-    for (name, value) in [
-        ("oom_score_adj", body.oom_score_adj.to_string()),
-        ("coredump_filter", format!("{:#x}", body.coredump_filter)),
-    ] {
-        let path = directory.join(name);
-        let now = std::fs::read_to_string(&path).unwrap_or_default();
-        let same = match name {
-            "coredump_filter" => u32::from_str_radix(now.trim(), 16) == Ok(body.coredump_filter),
-            _ => now.trim() == value,
+/// What is written from outside: /proc/PID/oom_score_adj and coredump_filter, which members have from us.
+#[derive(Debug)]
+pub struct FromOutside {
+    oom_score_adj: String,
+    coredump_filter: Option<u32>,
+}
+
+impl FromOutside {
+    /// As we have them, and so every member that is made.
+    pub fn ours() -> Self {
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+            text.trim().to_owned()
         };
-        if !same && let Err(e) = std::fs::write(&path, &value) {
-            problems.push(format!("{name} could not be set to {value}: {e}"));
-        }
+        let coredump_filter = u32::from_str_radix(&read("coredump_filter"), 16).ok();
+        Self { oom_score_adj: read("oom_score_adj"), coredump_filter }
     }
-    problems
+
+    /// Gives a process that was made what it is to have. Gives what could not be set.
+    pub fn set(&self, member: &Member, body: &ProcessBody) -> Vec<String> {
+        let mut problems = Vec::new();
+        let nice = body.settings.autogroup_nice;
+        if nice != 0
+            && let Err(e) = std::fs::write(format!("/proc/{}/autogroup", member.tid()), nice.to_string())
+        {
+            problems.push(format!("the nice value of its session could not be set to {nice}: {e}"));
+        }
+        let score = body.oom_score_adj.to_string();
+        for (name, value, same) in [
+            ("oom_score_adj", score.clone(), self.oom_score_adj == score),
+            (
+                "coredump_filter",
+                format!("{:#x}", body.coredump_filter),
+                self.coredump_filter == Some(body.coredump_filter),
+            ),
+        ] {
+            let path = format!("/proc/{}/{name}", member.tid());
+            if !same && let Err(e) = std::fs::write(&path, &value) {
+                problems.push(format!("{name} could not be set to {value}: {e}"));
+            }
+        }
+        problems
+    }
 }
 
 /// PR_SET_DUMPABLE, after the credentials are set, and PR_SET_MDWE. 2 cannot be set; 0 is as strict.
-pub fn dumpable(member: &mut Member, body: &ProcessBody) -> Result<(), Failure> {
+pub fn dumpable(batch: &mut Batch, body: &ProcessBody) {
     let value = u64::from(body.dumpable == 1);
-    let mut batch = member.batch();
     batch.must(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as u64, value, 0, 0, 0, 0]);
-    settings::set_process_last(&mut batch, &body.settings);
-    member.run("set dumpable", &batch).map(drop)
+    settings::set_process_last(batch, &body.settings);
 }
 
 /// A record by its number, or an error that names it.

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use ckpt_image::records::{QueuedSignal, ThreadRecord};
+use ckpt_image::records::{Pid, QueuedSignal, ThreadRecord};
 use ckpt_sys::VirtAddr;
+use ckpt_sys::batch::Batch;
 use ckpt_sys::nursery::area;
 use ckpt_sys::ptrace::Registers;
-use ckpt_sys::runner::step_call;
-use ckpt_sys::thread::{Deadline, Stopped};
+use ckpt_sys::runner::{begin_step, end_step};
+use ckpt_sys::thread::{Deadline, Running, Stopped};
 use nix::libc;
 
+use super::waves::Batches;
 use super::{Failure, Member};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -17,64 +19,57 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WORDS: usize = 27;
 
 /// Signals that came while the tree was grown (SIGCHLD of zombies) are none of the member's: taken out of its queue.
-pub fn drain(member: &mut Member) -> Result<(), Failure> {
-    let mut batch = member.batch();
+pub fn drain(batch: &mut Batch) {
     let set = batch.data(&(1u64 << (libc::SIGCHLD - 1)).to_le_bytes());
     let now = batch.data(&[0; 16]);
     batch.push(libc::SYS_rt_sigtimedwait, [set.get(), 0, now.get(), 8, 0, 0]);
-    member.run("forget signals of the rebuild", &batch).map(drop)
 }
 
 /// Queues the pending signals again, each from within the thread, which alone may say that the kernel sent them. `process`: those
 /// of the whole process, by its leader. All signals must be blocked.
 pub fn queue(
-    member: &mut Member,
-    tgid: i32,
+    batches: &mut Batches,
+    (tgid, tid): (Pid, Pid),
     own: &[QueuedSignal],
     process: &[QueuedSignal],
 ) -> Result<(), Failure> {
-    if own.is_empty() && process.is_empty() {
-        return Ok(());
-    }
-    let tid = member.pid.0 as u64;
+    let (tgid, tid) = (tgid.0 as u64, tid.0 as u64);
     for (signals, whole) in [(own, false), (process, true)] {
-        for some in signals.chunks(500) {
-            let mut batch = member.batch();
-            for signal in some {
-                let number = signal.siginfo.first().copied().unwrap_or(0);
-                if signal.siginfo.len() != 128 || number == 0 || number > 64 {
-                    return Err(Failure::corrupt("a pending signal is none").of_pid(member.pid.0));
-                }
-                let info = batch.data(&signal.siginfo).get();
-                let (tgid, number) = (tgid as u64, u64::from(number));
-                if whole {
-                    batch.must(libc::SYS_rt_sigqueueinfo, [tgid, number, info, 0, 0, 0]);
-                } else {
-                    batch.must(libc::SYS_rt_tgsigqueueinfo, [tgid, tid, number, info, 0, 0]);
-                }
+        for signal in signals {
+            let number = signal.siginfo.first().copied().unwrap_or(0);
+            if signal.siginfo.len() != 128 || number == 0 || number > 64 {
+                return Err(Failure::corrupt("a pending signal is none").of_pid(tid as i32));
             }
-            member.run("queue pending signals", &batch)?;
+            let batch = batches.room(1, 128);
+            let info = batch.data(&signal.siginfo).get();
+            let number = u64::from(number);
+            if whole {
+                batch.must(libc::SYS_rt_sigqueueinfo, [tgid, number, info, 0, 0, 0]);
+            } else {
+                batch.must(libc::SYS_rt_tgsigqueueinfo, [tgid, tid, number, info, 0, 0]);
+            }
         }
     }
     Ok(())
 }
 
-/// Unmaps the runner area, by the `syscall` instruction of the vDSO; no batch can run in this address space after that.
-pub fn unmap_runner(
-    member: Member,
-    instruction: VirtAddr,
-) -> Result<(Stopped, ckpt_image::records::Pid), Failure> {
-    let pid = member.pid;
-    let range = area(&member.runner());
-    let thread = member.into_thread()?;
+/// Begins to unmap the runner area, by the `syscall` instruction of the vDSO; no batch can run in this address space after that.
+pub fn begin_unmap(member: Member, instruction: VirtAddr) -> Result<Running, Failure> {
+    let (pid, range) = (member.pid, area(&member.runner()));
     let args = [range.start.get(), range.len(), 0, 0, 0, 0];
-    let (thread, result) = step_call(thread, instruction, libc::SYS_munmap, args, Deadline::after(PATIENCE))
-        .map_err(|(_, e)| Failure::from(e).of_pid(pid.0))?;
+    begin_step(member.into_thread()?, instruction, libc::SYS_munmap, args)
+        .map_err(|(_, e)| Failure::from(e).of_pid(pid.0))
+}
+
+/// Waits until the runner area is unmapped.
+pub fn end_unmap(unmapping: Running, instruction: VirtAddr) -> Result<Stopped, Failure> {
+    let (thread, result) =
+        end_step(unmapping, instruction, Deadline::after(PATIENCE)).map_err(|(_, e)| Failure::from(e))?;
     if result != 0 {
         let errno = nix::errno::Errno::from_raw(-result as i32);
-        return Err(Failure::not_restorable(format!("unmap the runner: {errno}")).of_pid(pid.0));
+        return Err(Failure::not_restorable(format!("unmap the runner: {errno}")));
     }
-    Ok((thread, pid))
+    Ok(thread)
 }
 
 /// Gives a thread the registers and the mask of its record.

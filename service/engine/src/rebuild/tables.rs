@@ -3,8 +3,10 @@
 use std::os::fd::RawFd;
 
 use ckpt_image::records::{DescriptionId, FdTableRecord, GroupImage};
+use ckpt_sys::batch::Batch;
 use nix::libc;
 
+use super::waves::Batches;
 use super::{Failure, Member};
 use crate::kinds::late::LateCall;
 
@@ -17,35 +19,30 @@ pub fn floor(image: &GroupImage) -> RawFd {
 /// Puts every description at its number and closes all other numbers below `floor`. `source` gives where a description is open
 /// here; `None` leaves the number to be filled later (what can be opened only in the member).
 pub fn place(
-    member: &mut Member,
+    batches: &mut Batches,
     table: &FdTableRecord,
     floor: RawFd,
     source: impl Fn(DescriptionId) -> Option<RawFd>,
-) -> Result<(), Failure> {
-    let mut batch = member.batch();
+) {
     let mut at = 0;
     for descriptor in &table.descriptors {
         if descriptor.fd > at {
-            close(&mut batch, at, descriptor.fd - 1);
+            close(batches.room(1, 0), at, descriptor.fd - 1);
         }
         at = descriptor.fd + 1;
     }
     if at < floor {
-        close(&mut batch, at, floor - 1);
+        close(batches.room(1, 0), at, floor - 1);
     }
     for descriptor in &table.descriptors {
+        let batch = batches.room(1, 0);
         let Some(from) = source(descriptor.description) else {
-            close(&mut batch, descriptor.fd, descriptor.fd);
+            close(batch, descriptor.fd, descriptor.fd);
             continue;
         };
-        if !batch.has_room(2, 64) {
-            member.run("place descriptors", &batch)?;
-            batch = member.batch();
-        }
         let flags = if descriptor.cloexec { libc::O_CLOEXEC as u64 } else { 0 };
         batch.must(libc::SYS_dup3, [from as u64, descriptor.fd as u64, flags, 0, 0, 0]);
     }
-    member.run("place descriptors", &batch).map(drop)
 }
 
 /// Makes one call for a descriptor in a member, and moves what it opens to its numbers.
@@ -78,12 +75,10 @@ pub fn late(member: &mut Member, call: &LateCall) -> Result<(), Failure> {
 }
 
 /// Closes all that was opened for the rebuild.
-pub fn close_high(member: &mut Member, floor: RawFd) -> Result<(), Failure> {
-    let mut batch = member.batch();
-    close(&mut batch, floor, RawFd::MAX);
-    member.run("close descriptors", &batch).map(drop)
+pub fn close_high(batch: &mut Batch, floor: RawFd) {
+    close(batch, floor, RawFd::MAX);
 }
 
-fn close(batch: &mut ckpt_sys::batch::Batch, first: RawFd, last: RawFd) {
+fn close(batch: &mut Batch, first: RawFd, last: RawFd) {
     batch.must(libc::SYS_close_range, [first as u64, last as u64, 0, 0, 0, 0]);
 }

@@ -2,14 +2,16 @@
 //!
 //! The order matters: what needs privileges comes first, then filters (which act only when all tracing ends), then credentials.
 
-use ckpt_image::records::{Credentials, GroupImage, ThreadRecord};
+use ckpt_image::records::{GroupImage, ThreadRecord};
 use ckpt_sys::attributes;
 use ckpt_sys::batch::Batch;
 use ckpt_sys::clone::{CloneArgs, THREAD};
 use nix::libc;
 
 use super::grow::push_clone;
-use super::{Failure, Member, credentials};
+use super::waves::Batches;
+use super::credentials::{self, Now};
+use super::{Failure, Member};
 use crate::kinds::settings as kept;
 
 /// sched_setattr(2).
@@ -44,39 +46,44 @@ pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec
     Ok(made)
 }
 
-/// Sets all of a thread but registers, mask and pending signals. `is_root`: its parent is not of the group. `cpus`: where it runs if its
-/// record names no CPU that is here (a mask, as sched_setaffinity(2) takes it). `now`: what it has of its credentials if it is in a user
-/// namespace, from where it cannot be preferred to others: that is done from outside.
-pub fn set_up(
-    member: &mut Member,
-    record: &ThreadRecord,
-    image: &GroupImage,
-    is_root: bool,
-    cpus: &[u64],
-    now: Option<&Credentials>,
-) -> Result<(), Failure> {
-    let mut batch = member.batch();
-    settings(&mut batch, record);
-    kept::set_thread(&mut batch, &record.settings);
-    match now {
-        None => scheduling(&mut batch, record, cpus),
-        Some(_) => scheduling_from_outside(member.tid(), record)?,
+/// What a thread's set-up is told besides its record.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting<'a> {
+    pub image: &'a GroupImage,
+    /// Its process has no parent of the group.
+    pub is_root: bool,
+    /// Where it runs if its record names no CPU that is here (a mask, as sched_setaffinity(2) takes it).
+    pub cpus: &'a [u64],
+    /// What it has now of its credentials.
+    pub credentials: Now<'a>,
+    /// It is in a user namespace, from where it cannot be preferred to others: [`scheduling_from_outside`] has done that.
+    pub is_private: bool,
+}
+
+/// Sets all of a thread but registers, mask and pending signals.
+pub fn set_up(batches: &mut Batches, record: &ThreadRecord, setting: Setting<'_>) -> Result<(), Failure> {
+    let batch = batches.room(32, 1024 + record.comm.len());
+    settings(batch, record);
+    kept::set_thread(batch, &record.settings);
+    if !setting.is_private {
+        scheduling(batch, record, setting.cpus);
     }
-    library(&mut batch, record);
-    member.run("set scheduling and library state", &batch)?;
-    filters(member, record, image)?;
-    credentials::set(member, &record.credentials, now)?;
-    let mut batch = member.batch();
+    library(batch, record);
+    filters(batches, record, setting.image)?;
+    let credentials = &record.credentials;
+    let batch = batches.room(credentials::CALLS, credentials::bytes(credentials));
+    credentials::set(batch, credentials, setting.credentials);
+    let batch = batches.room(8, 8 * (setting.cpus.len() + record.affinity.len()));
     if record.no_new_privs {
         batch.must(libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0, 0]);
     }
     // A root's parent is ckpt-restore, whose end would send the signal; the parent it had, PID 1, never ends.
-    let signal = if is_root { 0 } else { record.pdeathsig as u64 };
+    let signal = if setting.is_root { 0 } else { record.pdeathsig as u64 };
     batch.must(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
     // At last: up to here it runs where its tracer runs, which is far quicker than waking each other across CPUs.
-    affinity(&mut batch, cpus);
-    affinity(&mut batch, &record.affinity);
-    member.run("set the parent-death signal and the CPUs", &batch).map(drop)
+    affinity(batch, setting.cpus);
+    affinity(batch, &record.affinity);
+    Ok(())
 }
 
 /// The CPUs it may run on. EINVAL where none of them exists here: then those before stay.
@@ -104,7 +111,7 @@ fn settings(batch: &mut Batch, record: &ThreadRecord) {
 }
 
 /// The same as [`scheduling`], where the thread itself may not.
-fn scheduling_from_outside(tid: nix::unistd::Pid, record: &ThreadRecord) -> Result<(), Failure> {
+pub fn scheduling_from_outside(tid: nix::unistd::Pid, record: &ThreadRecord) -> Result<(), Failure> {
     let sched = &record.sched;
     let deadline = sched.policy == SCHED_DEADLINE;
     let wanted = attributes::Scheduling {
@@ -175,26 +182,24 @@ fn library(batch: &mut Batch, record: &ThreadRecord) {
 }
 
 /// Installs the thread's seccomp filters, oldest first, while it still may without no_new_privs.
-fn filters(member: &mut Member, record: &ThreadRecord, image: &GroupImage) -> Result<(), Failure> {
+fn filters(batches: &mut Batches, record: &ThreadRecord, image: &GroupImage) -> Result<(), Failure> {
     for id in &record.seccomp_filters {
         let program = image
             .seccomp_filters
             .get(id.index())
             .filter(|p| p.len().is_multiple_of(8) && p.len() / 8 <= 4096)
             .ok_or_else(|| {
-                Failure::corrupt(format!("there is no seccomp filter {id}")).of_pid(member.pid.0)
+                Failure::corrupt(format!("there is no seccomp filter {id}")).of_pid(record.tid.0)
             })?;
-        let mut batch = member.batch();
+        let batch = batches.room(1, program.len() + 64);
         let code = batch.data(program);
         let mut fprog = (program.len() as u64 / 8).to_le_bytes().to_vec();
         fprog.extend(code.get().to_le_bytes());
         let at = batch.data(&fprog);
         batch.must(libc::SYS_seccomp, [SECCOMP_SET_MODE_FILTER, 0, at.get(), 0, 0, 0]);
-        member.run("install a seccomp filter", &batch)?;
     }
     if record.seccomp_mode == 1 {
-        let args = [PR_SET_SECCOMP, 1, 0, 0, 0, 0];
-        member.call("enter strict seccomp mode", libc::SYS_prctl, args)?;
+        batches.room(1, 0).must(libc::SYS_prctl, [PR_SET_SECCOMP, 1, 0, 0, 0, 0]);
     }
     Ok(())
 }

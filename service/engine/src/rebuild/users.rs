@@ -57,7 +57,7 @@ impl<'a> Users<'a> {
         body: &ProcessBody,
     ) -> Result<Option<Vec<String>>, Failure> {
         let Some(namespace) = self.of(record)? else { return Ok(None) };
-        let problems = process::attributes(member, body)?;
+        let problems = process::set_attributes(member, body)?;
         let mut batch = member.batch();
         credentials::set_ids(&mut batch, first(body)?);
         batch.must(libc::SYS_setns, [namespace as u64, libc::CLONE_NEWUSER as u64, 0, 0, 0, 0]);

@@ -29,6 +29,7 @@ use nix::libc;
 use super::Failure;
 use super::lazy::{Absent, may_be_late};
 pub use ground::{Ground, Special};
+pub use run::Run;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
 

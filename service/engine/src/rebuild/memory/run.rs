@@ -3,55 +3,67 @@
 use std::os::fd::RawFd;
 
 use ckpt_sys::VirtAddr;
-use ckpt_sys::batch::Batch;
+use ckpt_sys::batch::{Batch, Outcome, Slot};
 
 use super::{Arg, Blob, Call, Expect, FdRef, Script};
-use crate::rebuild::{Failure, Member};
+use crate::rebuild::Failure;
 
-impl Script {
-    /// Makes the calls inside the member, in batches. `fd` tells at which number of the member a descriptor is.
-    ///
-    /// Errors: a call failed, or answered something else than it must; then the member is of no use any more.
-    pub fn run(
-        &self,
-        member: &mut Member,
+/// A script on its way through a member.
+#[derive(Debug)]
+pub struct Run<'s> {
+    script: &'s Script,
+    next: usize,
+    /// What the calls of the batch that runs must answer.
+    wanted: Vec<(&'s Call, ckpt_sys::batch::Call)>,
+}
+
+impl<'s> Run<'s> {
+    /// At its beginning.
+    pub fn new(script: &'s Script) -> Self {
+        Self { script, next: 0, wanted: Vec::new() }
+    }
+
+    /// The next calls, as many as fit into a batch; `None`: all were made. `fd` tells at which number of the member a descriptor is.
+    pub fn batch(
+        &mut self,
+        slot: Slot,
         fd: &mut dyn FnMut(FdRef) -> Result<RawFd, Failure>,
-    ) -> Result<(), Failure> {
-        let mut next = 0;
-        while next < self.calls.len() {
-            let mut batch = member.batch();
-            let mut made = Vec::new();
-            while let Some(call) = self.calls.get(next) {
-                // A call together with all its blobs, or the next batch.
-                if !batch.has_room(1 + self.blob_count(call), self.blob_bytes(call)) {
-                    break;
-                }
-                made.push((call, self.push(call, &mut batch, fd)?));
-                next += 1;
+    ) -> Result<Option<Batch>, Failure> {
+        let script = self.script;
+        let mut batch = Batch::new(slot);
+        self.wanted.clear();
+        while let Some(call) = script.calls.get(self.next) {
+            // A call together with all its blobs, or the next batch.
+            if !batch.has_room(1 + script.blob_count(call), script.blob_bytes(call)) {
+                break;
             }
-            if made.is_empty() {
-                return Err(Failure::not_restorable("a system call does not fit into the runner's slot"));
-            }
-            let outcome = member.run("make the memory", &batch)?;
-            for (call, at) in made {
-                let Expect::Value(wanted) = call.must else { continue };
-                match outcome.result(at) {
-                    Ok(got) if got == wanted => {}
-                    Ok(got) => {
-                        let text =
-                            format!("system call {} answered {got:#x} instead of {wanted:#x}", call.nr);
-                        return Err(Failure::not_restorable(text).of_pid(member.pid.0));
-                    }
-                    Err(e) => {
-                        let text = format!("system call {}: {e}", call.nr);
-                        return Err(Failure::not_restorable(text).of_pid(member.pid.0));
-                    }
+            self.wanted.push((call, script.push(call, &mut batch, fd)?));
+            self.next += 1;
+        }
+        if batch.is_empty() && self.next < script.calls.len() {
+            return Err(Failure::not_restorable("a system call does not fit into the runner's slot"));
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+
+    /// That the calls of the batch answered what they must; else the member is of no use any more.
+    pub fn check(&self, outcome: &Outcome) -> Result<(), Failure> {
+        for (call, at) in &self.wanted {
+            let Expect::Value(wanted) = call.must else { continue };
+            match outcome.result(*at) {
+                Ok(got) if got == wanted => {}
+                Ok(got) => {
+                    let text = format!("system call {} answered {got:#x} instead of {wanted:#x}", call.nr);
+                    return Err(Failure::not_restorable(text));
                 }
+                Err(e) => return Err(Failure::not_restorable(format!("system call {}: {e}", call.nr))),
             }
         }
         Ok(())
     }
+}
 
+impl Script {
     fn push(
         &self,
         call: &Call,
