@@ -17,6 +17,9 @@ use crate::track::{self, Chain, SpaceKey, WatchedSpace};
 /// Memory that is not watched yet and is worth a short stop of its own, so that it can be copied while the group runs.
 const WORTH_A_PAUSE: u64 = 32 << 20;
 
+/// Many processes are watched in several stops; what is not watched after these is copied in the window.
+const PAUSES: usize = 8;
+
 /// The watches to begin a checkpoint with; their parent is there if it is to be an incremental. They are out of the engine's hands
 /// until the checkpoint is durable, so that after a failure the next one is a full.
 ///
@@ -64,17 +67,29 @@ fn why_full(engine: &LocalEngine, group: &Group, chain: &Chain) -> Option<String
 ///
 /// Errors: FreezeTimeout.
 pub fn watch(window: &Window<'_>, capture: &Capture, chain: &mut Chain) -> Result<Duration, Error> {
-    if !chain.tracker.is_live() || capture.untried(chain) < WORTH_A_PAUSE {
+    if !chain.tracker.is_live() {
         return Ok(Duration::ZERO);
     }
-    let ((), pause) = window.pause(|members, deadline| {
-        watch_all(members, chain, deadline)
-            .map_err(|e| Error::Failed(format!("cannot watch the members: {}", with_sources(&e))))
-    })?;
-    Ok(pause)
+    let mut pauses = Duration::ZERO;
+    for _ in 0..PAUSES {
+        if capture.untried(chain) < WORTH_A_PAUSE {
+            break;
+        }
+        let (all, pause) = window.pause(|members, deadline| {
+            watch_some(members, chain, deadline)
+                .map_err(|e| Error::Failed(format!("cannot watch the members: {}", with_sources(&e))))
+        })?;
+        pauses += pause;
+        if all {
+            break;
+        }
+    }
+    Ok(pauses)
 }
 
-fn watch_all(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Result<(), SysError> {
+/// Watches members until all are watched, or half of the time is gone: what is begun must end in time. True: all are.
+fn watch_some(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Result<bool, SysError> {
+    let enough = deadline.left() / 2;
     let pids: Vec<_> = members.members.iter().map(|member| member.live.pid()).collect();
     // One space must not be watched twice: neither watch would know what the other armed.
     let spaces = shared(&pids, Shared::Space)?;
@@ -87,6 +102,9 @@ fn watch_all(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Re
         if of_space(space).filter_map(|(_, key)| key.as_ref()).any(|key| chain.spaces.contains_key(key)) {
             continue;
         }
+        if deadline.left() < enough {
+            return Ok(false);
+        }
         let live = &mut members.members[*first].live;
         match live.prepare(deadline) {
             Ok(()) => {}
@@ -96,5 +114,5 @@ fn watch_all(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Re
         let watch = chain.tracker.watch(live, deadline)?;
         chain.spaces.insert(key.clone(), WatchedSpace { stored: None, watch });
     }
-    Ok(())
+    Ok(true)
 }
