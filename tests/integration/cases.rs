@@ -5,7 +5,7 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::{must, run, text};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("case-files", ""),
     ("case-sockets", ""),
     ("case-network", ""),
@@ -13,12 +13,14 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("case-ipc", ""),
     ("case-terminal", ""),
     ("case-processes", "Delegate=yes"),
+    ("case-time", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<_> =
         PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect();
     tests.push(test("case-ipc-generations", ownerless_objects_are_the_groups_for_generations));
+    tests.push(test("limits-under-checkpoints", checkpoints_do_not_make_limits_longer));
     tests.push(test("upgrade", an_upgrade_does_not_end_a_checkpoint));
     tests
 }
@@ -115,6 +117,21 @@ fn ownerless_objects_are_the_groups_for_generations(name: &str) {
         group.restore();
     }
     victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
+}
+
+/// A call with a time limit that many checkpoints interrupt ends in time.
+fn checkpoints_do_not_make_limits_longer(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim("case-time", "limits_under_checkpoints", "");
+    let begun = std::time::Instant::now();
+    let mut made = 0;
+    while begun.elapsed().as_secs() < 4 {
+        group.checkpoint(&[]);
+        made += 1;
+    }
+    assert!(made > 3, "{made} checkpoints in 4 s");
+    assert_eq!(victim.ask(), 0);
 }
 
 /// `check` names the code, and so does the refused checkpoint; nothing happens to the victim.

@@ -507,32 +507,3 @@ REFUSED(cgroups_of_threads, "cgroup-threaded")
 		cannot("no threaded cgroups");
 	restored();
 }
-
-/* time limits that keep their rest: of 4 seconds 2 pass before the checkpoint at the least, or the restore waits again */
-
-static void *slow_select(void *unused)
-{
-	struct timespec begin, end;
-	struct timeval limit = { 6, 0 };
-	clock_gettime(CLOCK_MONOTONIC, &begin);
-	must(write(back[1], "", 1));
-	int got = select(0, NULL, NULL, NULL, &limit);
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	told = got ? -1 : (int)((end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000);
-	must(write(back[1], "", 1));
-	return unused;
-}
-
-CASE(rest_of_a_select)
-{
-	char byte;
-	pthread_t thread;
-	must(pipe(back));
-	must(pthread_create(&thread, NULL, slow_select, NULL) ? -1 : 0);
-	must(read(back[0], &byte, 1));
-	usleep(3000000);
-	restored();
-	must(read(back[0], &byte, 1));
-	/* The group's clock stands still from the checkpoint to the restore. */
-	holds(told >= 5900 && told < 8500);
-}

@@ -205,11 +205,11 @@ const PROCESSES: &[Row] = &[
         "time limit of select, pselect, ppoll, of nanosleep that tells the rest, of all calls with an absolute time",
         "the rest of it",
     ),
-    reset(
-        "time limit of poll, epoll_wait, semtimedop, sigtimedwait, SO_RCVTIMEO, SO_SNDTIMEO, futex with a relative time",
-        "",
-        "begins anew at the restore: the kernel tells nobody when a call began",
+    restored(
+        "time limit of poll, epoll_wait, semtimedop, sigtimedwait, nanosleep, futex with a relative time, io_getevents",
+        "the rest of it; begins anew where the kernel does not tell when a thread fell asleep (no /proc/PID/sched)",
     ),
+    reset("time limit of a socket: SO_RCVTIMEO, SO_SNDTIMEO", "", "of a call that waits begins anew"),
 ];
 
 /// The parts of the table, with their titles.

@@ -15,6 +15,7 @@
 mod area;
 mod copy;
 mod held;
+mod rest;
 
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use crate::runner::{self, read_outcome};
 use crate::seize::{Process, take_ends_of};
 use crate::task::{self, Status};
 use crate::thread::{Deadline, Stop, Stopped};
+use crate::time_limit::Sleepers;
 use crate::vdso::{Header, Place};
 use crate::{AddrRange, VirtAddr, remote, seccomp};
 
@@ -145,15 +147,20 @@ impl Live {
     /// rseq(2) aborted. To be asked before a batch runs or after; it does not matter.
     pub fn saved_registers(&self, thread: usize) -> Result<Registers> {
         let held = self.threads.get(thread).ok_or(Error::Gone(self.pid))?;
-        let mut before = [0; 48];
-        let from = VirtAddr(held.at_stop.rip).sub(before.len() as u64);
-        let code = remote::read(self.pid, from, &mut before).map_or(&before[..0], |()| &before[..]);
-        let mut saved = restart::saved(&held.at_stop, held.signal_pending, code);
+        let mut saved = restart::saved(&held.at_stop, held.signal_pending, &held.code_before());
+        if let Some(rest) = held.rest.filter(|_| saved.rip != held.at_stop.rip) {
+            rest.set(&mut saved);
+        }
         saved.rip = match held.registers.rip {
             aborted if aborted != held.at_stop.rip => aborted, // before a batch, which hides the section
             _ => held.section_aborted(saved.rip)?,
         };
         Ok(saved)
+    }
+
+    /// Lets the calls that the stop interrupted go on with what is left of their time. To be called before a batch runs.
+    pub fn keep_time_limits(&mut self, sleepers: &Sleepers) -> Result<()> {
+        self.threads.iter_mut().try_for_each(|held| held.keep_time_limit(sleepers))
     }
 
     /// The system call that the stop interrupted in a thread, if one was.

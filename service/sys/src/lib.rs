@@ -40,6 +40,7 @@ pub mod shared;
 pub mod sysctl;
 pub mod task;
 pub mod thread;
+pub mod time_limit;
 pub mod time_namespace;
 pub mod vdso;
 pub mod write_watch;

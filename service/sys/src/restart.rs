@@ -15,11 +15,11 @@
 use crate::ptrace::Registers;
 
 /// Number of restart_syscall(2).
-const RESTART_SYSCALL: u64 = 219;
+pub(crate) const RESTART_SYSCALL: u64 = 219;
 /// -ERESTARTNOHAND: restart unless a handler runs.
-const ERESTARTNOHAND: i64 = -514;
+pub(crate) const ERESTARTNOHAND: i64 = -514;
 /// -ERESTART_RESTARTBLOCK.
-const RESTARTBLOCK: i64 = -516;
+pub(crate) const RESTARTBLOCK: i64 = -516;
 
 /// Calls that answer EINTR to a mere stop (signal(7), "Interruption of system calls … by stop signals", and
 /// those with their own time-out) and can be made again with the same arguments.
@@ -130,7 +130,7 @@ pub fn saved(regs: &Registers, signal_pending: bool, before: &[u8]) -> Registers
 
 /// The number of a call that restart_syscall(2) stands for, from the code before rip: `mov eax, number` a few bytes before `syscall`.
 /// Only four calls restart that way.
-fn original(before: &[u8]) -> Option<u64> {
+pub(crate) fn original(before: &[u8]) -> Option<u64> {
     const CALLS: [i64; 4] = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex];
     let code = before.strip_suffix(&[0x0f, 0x05])?;
     code.windows(5).rev().filter(|w| w[0] == 0xb8).find_map(|w| {

@@ -14,6 +14,7 @@ use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::task::Shared;
 use ckpt_sys::thread::Deadline;
+use ckpt_sys::time_limit::Sleepers;
 use ckpt_sys::{AddrRange, Error as SysError, cgroup};
 use nix::unistd::Pid as TaskId;
 
@@ -103,6 +104,11 @@ impl Members {
             members.push(Member::hold(process, unit, cgroup, deadline)?);
         }
         Ok(Self { members, problems })
+    }
+
+    /// Lets calls that the stop interrupted go on with what is left of their time.
+    pub fn keep_time_limits(&mut self, sleepers: &Sleepers) -> Result<(), SysError> {
+        self.members.iter_mut().try_for_each(|member| member.live.keep_time_limits(sleepers))
     }
 
     /// Lets all members go on as they were; tells the first failure after having tried all.

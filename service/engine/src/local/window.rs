@@ -15,8 +15,11 @@ use ckpt_image::records::UnitRecord;
 use ckpt_sys::cgroup::{Cgroup, Frozen};
 use ckpt_sys::priority::Preferred;
 use ckpt_sys::seize::{Process, seize_frozen};
+use ckpt_sys::task;
 use ckpt_sys::thread::Deadline;
+use ckpt_sys::time_limit::Sleepers;
 use jiff::Timestamp;
+use nix::unistd::Pid;
 
 use crate::barrier::Barrier;
 use crate::capture::members::Members;
@@ -84,10 +87,10 @@ impl Window<'_> {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
             match self.stop(None) {
-                Ok((processes, since, _)) => {
+                Ok(stopped) => {
+                    let since = stopped.since;
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
-                    let members = Members::hold(processes, self.units, deadline);
-                    let mut members = members.map_err(failed("look at the members"))?;
+                    let mut members = self.hold(stopped, deadline)?;
                     let done = work(&mut members, deadline);
                     members.release().map_err(failed("let the members go on"))?;
                     return Ok((done?, since.elapsed()));
@@ -115,10 +118,10 @@ impl Window<'_> {
             barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
             barrier.drain(self.drain_deadline());
             match self.stop(Some(&barrier)) {
-                Ok((processes, since, instant)) => {
+                Ok(stopped) => {
+                    let (since, instant) = (stopped.since, stopped.instant);
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
-                    let members = Members::hold(processes, self.units, deadline);
-                    let members = members.map_err(failed("look at the members"))?;
+                    let members = self.hold(stopped, deadline)?;
                     return Ok(Still { members, deadline, since, instant, barrier, _preferred: preferred });
                 }
                 Err(Attempt::Again(why)) => last = why,
@@ -128,10 +131,20 @@ impl Window<'_> {
         Err(Error::FreezeTimeout { group: self.group.into(), why: last })
     }
 
+    /// Takes what was stopped over.
+    fn hold(&self, stopped: StoppedGroup, deadline: Deadline) -> Result<Members, Error> {
+        let members = Members::hold(stopped.processes, self.units, deadline);
+        let mut members = members.map_err(failed("look at the members"))?;
+        members.keep_time_limits(&stopped.sleepers).map_err(failed("keep the time limits of calls"))?;
+        Ok(members)
+    }
+
     /// One attempt to stop everything.
-    fn stop(&self, barrier: Option<&Barrier>) -> Result<(Vec<Process>, Instant, Timestamp), Attempt> {
+    fn stop(&self, barrier: Option<&Barrier>) -> Result<StoppedGroup, Attempt> {
         let names: Vec<_> = self.cgroups.iter().map(|c| c.name().to_owned()).collect();
         let _record = FrozenRecord::write(self.run, self.group, &names).map_err(Attempt::Final)?;
+        let threads = self.threads().map_err(Attempt::Final)?;
+        let sleepers = Sleepers::look(threads);
         let since = Instant::now();
         let deadline = Deadline::after(self.max_freeze);
         let frozen = Frozen::freeze(self.cgroups, deadline).map_err(attempt)?;
@@ -140,7 +153,17 @@ impl Window<'_> {
             return Err(Attempt::Again("file operations began faster than they could be held back".into()));
         }
         let processes = seize_frozen(frozen, deadline).map_err(attempt)?;
-        Ok((processes, since, instant))
+        Ok(StoppedGroup { processes, sleepers, since, instant })
+    }
+
+    /// Every thread, after its process.
+    fn threads(&self) -> Result<Vec<(Pid, Pid)>, Error> {
+        let of = |pid: i32| {
+            let pid = Pid::from_raw(pid);
+            // One that has ended meanwhile has none.
+            task::threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid))
+        };
+        Ok(self.pids()?.into_iter().flat_map(of).collect())
     }
 
     fn pids(&self) -> Result<Vec<i32>, Error> {
@@ -156,6 +179,15 @@ impl Window<'_> {
     fn drain_deadline(&self) -> Duration {
         (self.max_freeze / 4).min(Duration::from_millis(100))
     }
+}
+
+/// A group all of whose threads have stopped.
+struct StoppedGroup {
+    processes: Vec<Process>,
+    /// Who slept in a call with a time limit just before.
+    sleepers: Sleepers,
+    since: Instant,
+    instant: Timestamp,
 }
 
 /// How an attempt to stop the group failed.

@@ -17,8 +17,8 @@ use ckpt_sys::thread::{Deadline, Running, Stopped};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-use super::process::living;
 use super::credentials::{self, Now};
+use super::process::living;
 use super::{Failure, Member};
 
 const PATIENCE: Duration = Duration::from_secs(10);

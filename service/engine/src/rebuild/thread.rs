@@ -8,9 +8,9 @@ use ckpt_sys::batch::Batch;
 use ckpt_sys::clone::{CloneArgs, THREAD};
 use nix::libc;
 
+use super::credentials::{self, Now};
 use super::grow::push_clone;
 use super::waves::Batches;
-use super::credentials::{self, Now};
 use super::{Failure, Member};
 use crate::kinds::settings as kept;
 

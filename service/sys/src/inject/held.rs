@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::rest::Rest;
 use crate::error::{Error, Result};
 use crate::ptrace::Registers;
 use crate::restart::{self, CriticalSection};
@@ -29,6 +30,8 @@ pub(super) struct Held {
     pub(super) selector: u64,
     /// The selector byte of Syscall User Dispatch; 0 if there is none.
     pub(super) slot: u64,
+    /// What is left of the time limit of the call that was interrupted.
+    pub(super) rest: Option<Rest>,
 }
 
 /// Where a held thread is.
@@ -109,7 +112,7 @@ impl Held {
         }
         let (selector, slot) = selector(&thread)?;
         let at = At::Stopped(thread);
-        Ok(Self { at, tid, stop, at_stop, registers, mask, signal_pending, selector, slot })
+        Ok(Self { at, tid, stop, at_stop, registers, mask, signal_pending, selector, slot, rest: None })
     }
 
     pub(super) fn stopped(&self) -> Result<&Stopped> {
