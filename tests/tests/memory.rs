@@ -12,7 +12,7 @@ use ckpt_engine::capture::memory::{Member, Plan, SpaceInput};
 use ckpt_engine::capture::{Files, Objects};
 use ckpt_engine::rebuild;
 use ckpt_engine::rebuild::content::Contents;
-use ckpt_engine::rebuild::memory::{FdRef, Ground, script};
+use ckpt_engine::rebuild::memory::{FdRef, Ground, Run, script};
 use ckpt_image::records::{
     FileId, FileRecord, FileSource, GroupImage, MappingKind, ObjectRecord, SpaceId, SpaceRecord, UnitIndex,
 };
@@ -306,7 +306,10 @@ fn remake(image: &Image) -> rebuild::Member {
     let mut stopped = running.stop(soon).unwrap().stopped(tid).unwrap();
     stopped.set_care(Care::Kill);
     let mut member = rebuild::Member::new(ckpt_image::records::Pid(tid.as_raw()), stopped, runner);
-    script.run(&mut member, &mut |fd| Ok(descriptors[&fd].as_raw_fd())).unwrap();
+    let mut run = Run::new(&script);
+    while let Some(batch) = run.batch(runner.slot(), &mut |fd| Ok(descriptors[&fd].as_raw_fd())).unwrap() {
+        run.check(&member.run("make the memory", &batch).unwrap()).unwrap();
+    }
     contents.finish(&group, &mut |_, deed| deed()).unwrap();
     member
 }
