@@ -268,6 +268,42 @@ CASE(unix_listener_unlinked)
 	same(option(fd, SOL_SOCKET, SO_ACCEPTCONN), 1);
 }
 
+/* As haproxy and others do it, so that the name that clients know is never missing. */
+CASE(unix_listener_renamed)
+{
+	int fd = bound(SOCK_STREAM, "s.tmp");
+	struct sockaddr_un address = at_path("s.tmp"), got;
+	socklen_t length = sizeof got;
+	must(listen(fd, 5));
+	must(rename(in_dir("s.tmp"), in_dir("s")));
+	restored();
+	same(access(in_dir("s.tmp"), F_OK), -1);
+	must(getsockname(fd, (void *)&got, &length));
+	same(strcmp(got.sun_path, address.sun_path), 0);
+	int client = connected(SOCK_STREAM, "s"), server = must(accept(fd, NULL, NULL));
+	put(client, "x");
+	reads(server, "x");
+}
+
+/* As supervisord and ssh do it: the name that clients know is a link to one that is removed. */
+CASE(unix_listener_linked)
+{
+	int fd = bound(SOCK_STREAM, "s.tmp");
+	must(listen(fd, 5));
+	must(link(in_dir("s.tmp"), in_dir("s")));
+	must(link(in_dir("s.tmp"), in_dir("s.too")));
+	must(unlink(in_dir("s.tmp")));
+	restored();
+	same(access(in_dir("s.tmp"), F_OK), -1);
+	struct stat one, two;
+	must(stat(in_dir("s"), &one));
+	must(stat(in_dir("s.too"), &two));
+	same(one.st_ino, two.st_ino);
+	int client = connected(SOCK_STREAM, "s.too"), server = must(accept(fd, NULL, NULL));
+	put(client, "x");
+	reads(server, "x");
+}
+
 CASE(unix_listener_abstract)
 {
 	struct sockaddr_un address;

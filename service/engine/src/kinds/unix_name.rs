@@ -2,15 +2,18 @@
 //!
 //! A rebuilt socket is bound to its name, so that getsockname(2) tells it, and its node is moved aside at once: nobody outside can
 //! connect while the group is rebuilt. The node gets its place, owner and mode when everything is done; a name that had no node
-//! any more loses it again.
+//! any more loses it again. Many servers bind to a passing name and rename the node or link it to the one that clients know, so that
+//! theirs is never missing: the node is looked for in its directory, and gets all names that it has there.
 
-use std::os::fd::BorrowedFd;
+use std::ffi::OsStr;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{UnitIndex, UnixName, UnixNode};
 use ckpt_sys::descriptor::socket;
+use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
@@ -27,15 +30,12 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
     let path = match bytes.first() {
         None => return Ok(None),
         Some(0) => return Ok(Some(UnixName { bytes, directory: None, node: None })),
-        Some(_) => PathBuf::from(std::ffi::OsStr::from_bytes(&bytes)),
+        Some(_) => PathBuf::from(OsStr::from_bytes(&bytes)),
     };
     // One in flight was met in our own process; its path is then looked up in vain and it has no node.
     let pid = found.place.pid;
     let relative = path.is_relative();
-    let node = lookup(pid, &path)
-        .ok()
-        .filter(|stat| node_ino == Some(stat.st_ino as u32) && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK)
-        .map(|stat| UnixNode { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid });
+    let node = node_ino.and_then(|ino| node(pid, &path, ino));
     let directory = match relative {
         true if node.is_some() => std::fs::read_link(format!("/proc/{pid}/cwd")).ok(),
         _ => None,
@@ -43,15 +43,55 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
     Ok(Some(UnixName { bytes, directory, node }))
 }
 
+/// The node with an inode number, at the path that it was bound to or by other names beside it.
+fn node(pid: i32, path: &Path, ino: u32) -> Option<UnixNode> {
+    let is_it = |stat: &FileStat| ino == stat.st_ino as u32 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK;
+    let there = lookup(pid, path).ok().filter(is_it);
+    if let (Some(stat), Some(name)) = (there.filter(|stat| stat.st_nlink == 1), path.file_name()) {
+        return Some(as_node(&stat, vec![name.into()]));
+    }
+    let (mut found, mut names) = (None, Vec::new());
+    for name in sockets_beside(pid, path, ino).unwrap_or_default() {
+        if let Some(stat) = lookup(pid, &path.with_file_name(&name)).ok().filter(is_it) {
+            found = Some(stat);
+            names.push(name);
+        }
+    }
+    found.map(|stat| as_node(&stat, names))
+}
+
+fn as_node(stat: &FileStat, names: Vec<PathBuf>) -> UnixNode {
+    UnixNode { names, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid }
+}
+
+/// Names of sockets in the directory of a path that may have this inode number.
+fn sockets_beside(pid: i32, path: &Path, ino: u32) -> Result<Vec<PathBuf>, Errno> {
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut entries = Dir::from_fd(look(pid, directory, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?)?;
+    let mut names = Vec::new();
+    for entry in entries.iter() {
+        let entry = entry?;
+        // A file system may tell no types.
+        if entry.ino() as u32 == ino && matches!(entry.file_type(), None | Some(Type::Socket)) {
+            names.push(OsStr::from_bytes(entry.file_name().to_bytes()).into());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// What a path is for a process: links on its way are followed within its root (openat2(2), Linux 5.6).
 pub(super) fn lookup(pid: i32, path: &Path) -> Result<FileStat, Errno> {
+    fstat(look(pid, path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?)
+}
+
+fn look(pid: i32, path: &Path, how: OFlag) -> Result<OwnedFd, Errno> {
     let base = if path.is_relative() { "cwd" } else { "root" };
     let base = format!("/proc/{pid}/{base}");
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let base = open(base.as_str(), flags | OFlag::O_DIRECTORY, Mode::empty())?;
     let within = if path.is_relative() { ResolveFlag::empty() } else { ResolveFlag::RESOLVE_IN_ROOT };
-    let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW).resolve(within);
-    fstat(openat2(&base, path, how)?)
+    openat2(&base, path, OpenHow::new().flags(how | OFlag::O_CLOEXEC).resolve(within))
 }
 
 /// A node that is aside until the group is rebuilt.
@@ -59,7 +99,7 @@ pub(super) fn lookup(pid: i32, path: &Path) -> Result<FileStat, Errno> {
 pub(super) struct Aside {
     unit: UnitIndex,
     now: PathBuf,
-    /// Where it belongs; `None` to remove it.
+    /// The directory it belongs in; `None` to remove it.
     place: Option<(PathBuf, UnixNode)>,
     /// What was in its place and is moved back.
     former: Option<(PathBuf, PathBuf)>,
@@ -83,14 +123,17 @@ pub(super) fn bind(
     cx.asides += 1;
     let aside = |what: &str| directory.join(format!(".{what}{:x}", cx.asides));
     let (now, former) = (aside("ckpt"), aside("old"));
-    let former = make_room(&path, former, name.node.is_some())?;
+    let names = name.node.as_ref().map_or(&[][..], |node| &node.names);
+    let stays = names.iter().any(|name| path.file_name() == Some(name.as_os_str()));
+    names.iter().try_for_each(|name| may_replace(&directory.join(name)))?;
+    let former = make_room(&path, former, stays)?;
     let relative = name.bytes.first() != Some(&b'/');
     bind_in(relative.then_some(directory.as_path()), fd, &address)
         .map_err(Error::call("bind", path.display()))?;
     rename(&path, &now)?;
     let connect_to =
         socket::unix_address(now.as_os_str().as_bytes()).map_err(Error::call("connect", now.display()))?;
-    cx.aside.push(Aside { unit, now, place: name.node.map(|node| (path, node)), former });
+    cx.aside.push(Aside { unit, now, place: name.node.clone().map(|node| (directory, node)), former });
     Ok(connect_to)
 }
 
@@ -106,7 +149,7 @@ fn bind_in(directory: Option<&Path>, fd: BorrowedFd<'_>, address: &[u8]) -> Resu
 
 /// The directory to be in for bind(2), and the absolute path of the node.
 fn place(name: &UnixName) -> (PathBuf, PathBuf) {
-    let path = Path::new(std::ffi::OsStr::from_bytes(&name.bytes));
+    let path = Path::new(OsStr::from_bytes(&name.bytes));
     if path.is_absolute() {
         let directory = path.parent().unwrap_or(Path::new("/"));
         return (directory.to_owned(), path.to_owned());
@@ -117,13 +160,20 @@ fn place(name: &UnixName) -> (PathBuf, PathBuf) {
     (base, path)
 }
 
-/// Clears the place: a socket's node is what the former socket left (or will be replaced), anything else is moved aside or, where our node is
-/// to stay, in the way.
+/// A socket's node is what the former socket left, or will be replaced; anything else is in the way where our node is to stay.
+fn may_replace(path: &Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            Err(Error::FileMismatch { path: path.display().to_string(), why: "is not a socket now".into() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Clears the place for bind(2): what is there is moved aside, unless our node replaces it.
 fn make_room(path: &Path, aside: PathBuf, stays: bool) -> Result<Option<(PathBuf, PathBuf)>, Error> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(None) };
-    if stays && !meta.file_type().is_socket() {
-        let path = path.display().to_string();
-        return Err(Error::FileMismatch { path, why: "is not a socket now".into() });
+    if std::fs::symlink_metadata(path).is_err() {
+        return Ok(None);
     }
     if stays {
         std::fs::remove_file(path).map_err(|e| Error::call("unlink", path.display())(errno(&e)))?;
@@ -147,12 +197,21 @@ pub(super) fn publish(cx: &mut Rebuild<'_>) -> Result<(), Error> {
         cx.enter(aside.unit)?;
         let now = &aside.now;
         match &aside.place {
-            Some((path, node)) => {
-                let failed = |op| move |e: std::io::Error| Error::call(op, path.display())(errno(&e));
+            Some((directory, node)) => {
+                let failed = |op| move |e: std::io::Error| Error::call(op, directory.display())(errno(&e));
                 std::os::unix::fs::lchown(now, Some(node.uid), Some(node.gid)).map_err(failed("chown"))?;
                 let mode = std::fs::Permissions::from_mode(node.mode);
                 std::fs::set_permissions(now, mode).map_err(failed("chmod"))?;
-                rename(now, path)?;
+                let (first, others) = node.names.split_first().ok_or_else(|| Error::FileMismatch {
+                    path: now.display().to_string(),
+                    why: "has no name".into(),
+                })?;
+                for other in others {
+                    let place = directory.join(other);
+                    let _ = std::fs::remove_file(&place);
+                    std::fs::hard_link(now, &place).map_err(failed("link"))?;
+                }
+                rename(now, &directory.join(first))?;
             }
             None => std::fs::remove_file(now).map_err(|e| Error::call("unlink", now.display())(errno(&e)))?,
         }

@@ -38,8 +38,11 @@ pub struct UnixName {
 }
 
 /// A socket in the file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct UnixNode {
+    /// What it is called in the directory of the name that it was bound to: the same, or what it was renamed to or linked as since.
+    #[serde(with = "crate::records::path::list")]
+    pub names: Vec<PathBuf>,
     /// Permission bits.
     pub mode: u32,
     /// Owner.
