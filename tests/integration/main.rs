@@ -12,6 +12,7 @@ mod databases;
 mod fixture;
 mod incremental;
 mod lazy;
+mod lifetimes;
 mod outside;
 mod pids;
 mod runner;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     tests.extend(pids::tests());
     tests.extend(sandboxes::tests());
     tests.extend(unit_types::tests());
+    tests.extend(lifetimes::tests());
     tests.extend(daemon::tests());
     tests.extend(services::tests());
     tests.extend(databases::tests());

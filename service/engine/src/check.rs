@@ -70,6 +70,19 @@ fn nothing_runs(group: &Group) -> Problem {
     }
 }
 
+/// A unit whose last process ended while the checkpoint began.
+pub fn has_ended(unit: &str) -> Problem {
+    Problem {
+        code: "not-running".into(),
+        severity: Severity::Error,
+        unit: unit.into(),
+        pid: 0,
+        object: unit.into(),
+        text: "its last process ended while the checkpoint began".into(),
+        remedy: "try again when systemd knows".into(),
+    }
+}
+
 fn not_running(units: &[Unit]) -> Vec<Problem> {
     let problem = |unit: &Unit| Problem {
         code: "not-running".into(),

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use ckpt_image::records::UnitIndex;
 use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::task;
+use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::api::Unit;
@@ -56,8 +57,11 @@ pub fn list(units: &[Unit]) -> Result<Vec<Member>, Error> {
         let failed = |e: ckpt_sys::Error| {
             Error::Failed(format!("cannot list the processes of {}: {}", unit.name, with_sources(&e)))
         };
-        let cgroup = Cgroup::open(&unit.cgroup).map_err(failed)?;
-        for member in cgroup.members().map_err(failed)?.into_iter().filter(|m| !is_ours(m.pid.as_raw())) {
+        let found = Cgroup::open(&unit.cgroup).and_then(|cgroup| cgroup.members());
+        // A unit that has just ended takes its cgroup with it.
+        let gone = |e: &ckpt_sys::Error| matches!(e.errno(), Some(Errno::ENOENT | Errno::ENODEV));
+        let found = found.or_else(|e| if gone(&e) { Ok(Vec::new()) } else { Err(failed(e)) })?;
+        for member in found.into_iter().filter(|m| !is_ours(m.pid.as_raw())) {
             members.push(Member {
                 pid: member.pid.as_raw(),
                 task: living_task(member.pid),

@@ -160,6 +160,18 @@ pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> std::result::Result<(
     Errno::result(ret).map(drop)
 }
 
+/// The status, as of wait(2), of a process that has ended and was waited for (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15).
+/// `None`: it lives or is a zombie, or the kernel does not tell.
+pub fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    const EXIT: u64 = 1 << 3;
+    const GET_INFO: libc::c_ulong = 0xC040_FF0B; // _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
+    let mut info = [EXIT, 0, 0, 0, 0, 0, 0, 0];
+    // SAFETY: the kernel writes at most the 64 bytes that the request's number tells, which info has.
+    let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &mut info) };
+    // exit_code is the last of the 32-bit words.
+    (ret == 0 && info[0] & EXIT != 0).then_some((info[7] >> 32) as i32)
+}
+
 /// Takes a copy of a descriptor of another process (pidfd_getfd(2), Linux 5.6). EBADF if it has none of that number.
 pub fn take_descriptor(pidfd: BorrowedFd<'_>, fd: RawFd) -> std::result::Result<OwnedFd, Errno> {
     // SAFETY: no pointers; the result is a new descriptor that nobody else has.
@@ -198,7 +210,20 @@ pub fn queue_signal(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
+
+    #[test]
+    fn a_pidfd_tells_how_its_process_ended() {
+        let args = CloneArgs { exit_signal: libc::SIGCHLD, ..Default::default() };
+        let child = fork_with(&args, || 3).unwrap();
+        let pidfd = pidfd(child).unwrap();
+        assert_eq!(pidfd_exit_status(pidfd.as_fd()), None);
+        nix::sys::wait::waitpid(child, None).unwrap();
+        // Before Linux 6.15 nobody tells.
+        assert!(matches!(pidfd_exit_status(pidfd.as_fd()), Some(0x300) | None));
+    }
     use nix::sys::signal::{Signal, kill};
     use nix::sys::wait::{WaitStatus, waitpid};
 

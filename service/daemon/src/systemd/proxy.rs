@@ -54,6 +54,8 @@ pub trait Unit {
     #[zbus(property)]
     fn drop_in_paths(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
+    fn triggered_by(&self) -> zbus::Result<Vec<String>>;
+    #[zbus(property)]
     fn binds_to(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
     fn on_failure(&self) -> zbus::Result<Vec<String>>;

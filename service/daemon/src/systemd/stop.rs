@@ -24,7 +24,7 @@ impl Systemd {
     }
 
     /// Stops the units without asking their programs. Where a unit has any, the restore drop-in takes OnFailure=, ExecStop= and ExecStopPost=
-    /// out of the way first; then systemd is told, so that the end of the processes is no failure and Restart= does nothing; then they
+    /// out of the way first, and where something may trigger it, that starts no more than a stub; then systemd is told, so that the end of the processes is no failure and Restart= does nothing; then they
     /// are killed, frozen or not.
     ///
     /// The caller does not trace the processes: systemd would not hear of their end (ptrace(2): a tracee's zombie is the tracer's).
@@ -52,6 +52,13 @@ impl Systemd {
         })
     }
 
+    /// Whether a socket, path, timer or automount unit starts the unit.
+    pub(super) async fn is_triggered(&self, unit: &str) -> Result<bool, Error> {
+        let path = self.bridge.load(unit).await?;
+        let triggers = self.bridge.unit(&path).await?.triggered_by().await;
+        Ok(!triggers.map_err(|e| failed(unit, &e))?.is_empty())
+    }
+
     async fn cgroups(&self, units: &[String]) -> Result<Vec<String>, Error> {
         let mut cgroups = Vec::new();
         for unit in units {
@@ -68,6 +75,10 @@ impl Systemd {
         for unit in units {
             let state = active_state(&self.bridge, unit).await?;
             if !matches!(state.as_str(), "inactive" | "failed") {
+                // Who stops a service whose socket goes on listening gets a new one with the next client: systemctl(1) warns of it.
+                if self.is_triggered(unit).await? {
+                    continue;
+                }
                 return Err(Error::Failed(format!(
                     "{unit} was stopped and is {state}; something starts it again"
                 )));

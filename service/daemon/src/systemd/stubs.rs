@@ -10,6 +10,7 @@ use ckpt_engine::{Error, Stub, UnitMain};
 use zbus::OwnedObjectPath;
 
 use super::bridge::{Verb, failed};
+use super::stop::active_state;
 use super::{Systemd, dropin};
 
 /// systemd forks and executes the stub; sandboxes with many mounts take longest.
@@ -84,7 +85,7 @@ impl Systemd {
         Ok(in_effect)
     }
 
-    /// Whether stopping the unit runs or starts anything that a restore must not.
+    /// Whether stopping the unit runs or starts anything that a restore must not, or something may start it again.
     pub(super) async fn has_last_words(&self, unit: &str) -> Result<bool, Error> {
         let path = self.bridge.load(unit).await?;
         let (service, properties) = (self.bridge.service(&path).await?, self.bridge.unit(&path).await?);
@@ -95,7 +96,8 @@ impl Systemd {
             || !properties.on_success().await.map_err(of)?.is_empty()
             || properties.failure_action().await.map_err(of)? != "none"
             || properties.success_action().await.map_err(of)? != "none"
-            || properties.refuse_manual_stop().await.map_err(of)?)
+            || properties.refuse_manual_stop().await.map_err(of)?
+            || self.is_triggered(unit).await?)
     }
 
     /// Before anything is stopped: a unit that systemd does not know cannot be started again.
@@ -127,6 +129,7 @@ impl Systemd {
 
     pub(super) fn start_stubs_of(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
         self.hold(units, true)?;
+        self.end_early_stubs(units)?;
         self.bridge.run(async {
             self.start_slices(units).await?;
             let manager = self.bridge.manager().await?;
@@ -145,6 +148,20 @@ impl Systemd {
             }
             Ok(stubs)
         })
+    }
+
+    /// Ends what was triggered since the units were stopped: a stub that began before the subvolumes were exchanged sees the old ones.
+    fn end_early_stubs(&self, units: &[String]) -> Result<(), Error> {
+        let early = self.bridge.run(async {
+            let mut early = Vec::new();
+            for unit in units {
+                if !matches!(active_state(&self.bridge, unit).await?.as_str(), "inactive" | "failed") {
+                    early.push(unit.clone());
+                }
+            }
+            Ok(early)
+        })?;
+        if early.is_empty() { Ok(()) } else { self.kill_and_wait(&early) }
     }
 
     /// What the unit has BindsTo= to.
@@ -265,9 +282,16 @@ impl Systemd {
                     let pid = service.main_pid().await.map_err(of)?;
                     match state.as_str() {
                         "active" if i64::from(pid) == i64::from(*main_pid) => Ok(Some(())),
+                        // Its program had little left to do, and has done it.
+                        "active" | "inactive" if pid == 0 && is_over(*main_pid) => {
+                            match service.result().await.map_err(of)?.as_str() {
+                                "success" => Ok(Some(())),
+                                result => Err(ended_badly(unit, &state, result)),
+                            }
+                        }
                         "failed" | "inactive" => {
                             let result = service.result().await.map_err(of)?;
-                            Err(Error::Failed(format!("{unit} is {state} ({result}) just after its restore")))
+                            Err(ended_badly(unit, &state, &result))
                         }
                         _ => Ok(None),
                     }
@@ -314,6 +338,15 @@ impl Systemd {
 /// The job that runs on this thread: job threads are named after their group, which has one job at a time.
 fn this_job() -> String {
     thread::current().name().unwrap_or_default().to_owned()
+}
+
+fn ended_badly(unit: &str, state: &str, result: &str) -> Error {
+    Error::Failed(format!("{unit} is {state} ({result}) just after its restore"))
+}
+
+/// Whether a main process that systemd was told of has ended.
+fn is_over(main_pid: i32) -> bool {
+    main_pid > 0 && !Path::new(&format!("/proc/{main_pid}")).exists()
 }
 
 /// Whether the process is a stub, by the file it executes.

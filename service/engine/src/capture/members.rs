@@ -122,6 +122,11 @@ impl Members {
         self.members.into_iter().for_each(|member| member.live.hold_until_end(&mut give_up));
     }
 
+    /// The first of so many units that has no member.
+    pub fn first_empty(&self, units: usize) -> Option<UnitIndex> {
+        (0..units as u32).map(UnitIndex).find(|unit| self.members.iter().all(|m| m.unit != *unit))
+    }
+
     /// A member, to run batches in it.
     pub fn live(&mut self, pid: TaskId) -> Option<&mut Live> {
         self.members.iter_mut().map(|member| &mut member.live).find(|live| live.pid() == pid)

@@ -7,6 +7,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntry, UnitEntry};
 use ckpt_sys::cgroup::Cgroup;
@@ -14,15 +15,38 @@ use ulid::Ulid;
 
 use super::window::{Still, Window, paired};
 use super::{LocalEngine, arrival, chain, describe};
-use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Severity, Stage, Unit};
+use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Problem, Severity, Stage, Unit};
 use crate::capture::{Capture, Captured, Freezer, Precopy, Written};
 use crate::check;
 use crate::error::{Error, with_sources};
 use crate::storage::{Prepared, Taken};
 use crate::track::Chain;
 
-/// Takes a checkpoint of a group.
+/// How often a checkpoint is begun anew because a unit has ended meanwhile, and how long systemd gets to notice.
+const ATTEMPTS: u32 = 5;
+const NOTICED: Duration = Duration::from_millis(50);
+
+/// Takes a checkpoint of a group: of the units that run at its instant.
 pub fn run(
+    engine: &LocalEngine,
+    group: &Group,
+    request: &CheckpointRequest,
+    job: &dyn Job,
+) -> Result<CheckpointInfo, Error> {
+    let of_unit =
+        |p: &Problem| p.code == "not-running" && p.severity == Severity::Error && !p.unit.is_empty();
+    for _ in 1..ATTEMPTS {
+        match attempt(engine, group, request, job) {
+            Err(Error::NotCheckpointable { problems, .. }) if problems.iter().all(of_unit) => {
+                std::thread::sleep(NOTICED);
+            }
+            done => return done,
+        }
+    }
+    attempt(engine, group, request, job)
+}
+
+fn attempt(
     engine: &LocalEngine,
     group: &Group,
     request: &CheckpointRequest,
@@ -68,6 +92,10 @@ pub fn run(
         subvolume.flush()?;
     }
     let mut still = window.begin(|| precopy.last_round(&mut chain, job))?;
+    if let Some(unit) = still.members.first_empty(units.len()) {
+        let problems = vec![check::has_ended(&units[unit.index()].name)];
+        return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
+    }
     job.stage(Stage::Frozen);
     let freezer = Freezer { group: &group.name, run: window.run, cgroups: window.cgroups };
     let taken = capture_paired(capture, (chain, precopy), &mut still, prepared, &staging.path, &freezer);

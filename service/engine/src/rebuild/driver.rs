@@ -3,7 +3,7 @@
 mod setup;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
@@ -201,12 +201,18 @@ fn mains(image: &GroupImage) -> BTreeSet<Pid> {
 }
 
 /// Tells systemd of the main processes, then ends what was there until it knew: leaders that had ended, and the stubs.
-pub(super) fn tell_systemd(places: &Places, units: &[UnitMain], endings: &[Ending]) -> Result<(), Failure> {
+pub(super) fn tell_systemd(
+    places: &Places,
+    units: &[UnitMain],
+    mains: &[Option<OwnedFd>],
+    endings: &[Ending],
+) -> Result<(), Failure> {
     for (index, unit) in units.iter().enumerate().filter(|(_, u)| u.main_pid != 0) {
         notify::tell_main_pid(places, UnitIndex(index as u32), unit.main_pid)?;
     }
     leader::end_late(endings)?;
-    places.iter().try_for_each(notify::end_stub)
+    let main = |index: usize| mains.get(index).and_then(Option::as_ref).map(AsFd::as_fd);
+    places.iter().enumerate().try_for_each(|(index, place)| notify::end_stub(place, main(index)))
 }
 
 /// What a process is the first to have of what several may share.

@@ -7,11 +7,12 @@
 //! ```
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use ckpt_image::records::UnitIndex;
-use ckpt_sys::clone::{CloneArgs, fork_with, pidfd_signal};
+use ckpt_sys::clone::{CloneArgs, fork_with, pidfd_exit_status, pidfd_signal};
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -62,13 +63,34 @@ pub fn tell_main_pid(places: &Places, unit: UnitIndex, main_pid: i32) -> Result<
     }
 }
 
-/// Ends the stub of a unit, which stood in until the members were there.
-pub fn end_stub(place: &Place) -> Result<(), Failure> {
+/// Ends the stub of a unit, which stood in until the members were there. Where the main process has ended before systemd was told of it,
+/// the stub still is what the unit stands and falls with, and ends as well or as badly.
+pub fn end_stub(place: &Place, main: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let Some((_, pidfd)) = &place.stub else { return Ok(()) };
-    match pidfd_signal(pidfd.as_fd(), libc::SIGKILL) {
+    let signal = match main.filter(|main| has_ended(*main)).map(exit_status) {
+        None => libc::SIGKILL,
+        Some(Some(0)) => libc::SIGTERM,
+        Some(_) => libc::SIGUSR1,
+    };
+    match pidfd_signal(pidfd.as_fd(), signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(e) => Err(Failure::not_restorable(format!("end the stub: {e}")).of_unit(&place.name)),
     }
+}
+
+/// Whether the process of a pidfd has ended.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1)
+}
+
+/// How a process ended that PID 1 waits for now; `None` if the kernel does not tell.
+fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    (0..200).find_map(|_| {
+        pidfd_exit_status(pidfd).or_else(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            None
+        })
+    })
 }
 
 /// NOTIFY_SOCKET in the environment that systemd gave the stub.
