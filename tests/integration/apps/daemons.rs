@@ -21,6 +21,7 @@ const BEHIND_HAPROXY: u16 = 7112;
 const MEMCACHED: u16 = 11211;
 const ETCD: u16 = 2379;
 const BEANSTALKD: u16 = 11300;
+const APACHE: u16 = 7113;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -29,6 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
         app("apps-etcd", etcd),
         app("apps-beanstalkd", beanstalkd),
         app("apps-haproxy", haproxy),
+        app("apps-apache", apache),
     ]
 }
 
@@ -329,4 +331,70 @@ fn haproxy(group: &Group) -> Started {
     units.extend(behind.units);
     let app = servers::Server { port: HAPROXY, http: true, dir: group.subvolume.join("server") };
     Started { app: Box::new(app), units }
+}
+
+// Apache: a forking service, with processes of many threads that count requests in a shared table.
+
+struct Apache {
+    log: PathBuf,
+}
+
+struct Visitor(Connection);
+
+fn apache(group: &Group) -> Started {
+    servers::needs("/usr/sbin/apache2");
+    let dir = group.directory("apache");
+    fs::write(dir.join("page"), PAGE).expect("writable");
+    let log = dir.join("access.log");
+    let site = format!(
+        "Listen 127.0.0.1:{APACHE}\nExtendedStatus On\nMaxSpareThreads 1000\nMaxKeepAliveRequests 0\n\
+         <VirtualHost 127.0.0.1:{APACHE}>\nDocumentRoot {0}\nCustomLog {1} common\n\
+         <Directory {0}>\nRequire all granted\n</Directory>\n\
+         <Location /status>\nSetHandler server-status\nRequire all granted\n</Location>\n</VirtualHost>\n",
+        path(&dir),
+        path(&log)
+    );
+    let file = "/etc/apache2/sites-enabled/000-default.conf";
+    let _ = fs::remove_file(file); // a link
+    fs::write(file, site).expect("/etc is the machine's own");
+    Started { app: Box::new(Apache { log }), units: start(group, "/usr/sbin/apache2", "apache2", "") }
+}
+
+const PAGE: &str = "what the page says";
+
+impl App for Apache {
+    fn client(&self) -> Box<dyn Client> {
+        Box::new(Visitor(Connection::new(APACHE)))
+    }
+
+    fn count(&self) -> Answer<u64> {
+        let mut visitor = Visitor(Connection::new(APACHE));
+        let first = visitor.requests()?;
+        let log = fs::read_to_string(&self.log).map_err(|e| format!("log: {e}"))?;
+        let last = visitor.requests()?;
+        let lines = log.lines().count() as u64;
+        // Requests have their line a moment before or after they are counted.
+        if lines + 4 < first || lines > last + 4 {
+            return Err(format!("{first} to {last} requests, {lines} lines in the log"));
+        }
+        Ok(first)
+    }
+}
+
+impl Visitor {
+    fn requests(&mut self) -> Answer<u64> {
+        let said = text(&self.0.http("/status?auto", None)?.body);
+        number(
+            said.lines()
+                .find_map(|l| l.strip_prefix("Total Accesses: "))
+                .ok_or_else(|| other("status", &said))?,
+        )
+    }
+}
+
+impl Client for Visitor {
+    fn step(&mut self) -> Answer<()> {
+        let Page { status, body } = self.0.http("/page", None)?;
+        (status == 200 && text(&body) == PAGE).then_some(()).ok_or_else(|| other("page", &text(&body)))
+    }
 }

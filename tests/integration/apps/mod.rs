@@ -5,6 +5,7 @@ mod daemons;
 mod drive;
 mod programs;
 mod servers;
+mod sessions;
 
 use crate::runner::Test;
 
@@ -12,5 +13,6 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests = servers::tests();
     tests.extend(daemons::tests());
     tests.extend(programs::tests());
+    tests.extend(sessions::tests());
     tests
 }

@@ -1,4 +1,4 @@
-//! Programs that are no servers: a pipeline, a compiler, a database's shell, an agent, a terminal multiplexer.
+//! Programs that are no servers: a pipeline, a compiler, a database's shell, an agent.
 
 use std::fs;
 use std::path::{Path, PathBuf};
