@@ -25,6 +25,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("window-memory", window::memory),
     ("window-written", window::written),
     ("window-writers", window::writers),
+    ("window-fast-writers", window::fast_writers),
     ("window-crowd", window::crowd),
     ("gap", window::gap),
     ("restores", restores::bench),

@@ -1,7 +1,7 @@
 //! The freeze window: against memory, written share, threads, processes and files being written; and as the service sees it.
 
 use crate::pwrite::median;
-use crate::report::{Curve, Report, Target};
+use crate::report::{Curve, Figure, Report, Target};
 use crate::service::{Cost, Load, Service};
 
 const ROUNDS: usize = 10;
@@ -110,6 +110,57 @@ pub(crate) fn writers(report: &mut Report) {
     );
 }
 
+/// Writers that no copying catches up with: beside what a fork of as much memory takes by itself, which bounds it from below.
+pub(crate) fn fast_writers(report: &mut Report) {
+    /// As fast as can be.
+    const MBPS: usize = 400_000;
+    let fork = fork_of(1024);
+    report.plain("fork of 1 GiB in small pages, alone", fork, "ms");
+    for (processes, what) in [(0, "1 process rewrites 1 GiB"), (3, "4 processes rewrite 1 GiB")] {
+        let load = Load { mib: 1024, processes, memory_mbps: MBPS, ..Load::default() };
+        let service = Service::start(&load, "");
+        service.checkpoint(&[]);
+        let costs: Vec<_> = (0..ROUNDS / 2)
+            .map(|_| {
+                service.forget(); // each image is larger than the memory
+                service.checkpoint(&[])
+            })
+            .collect();
+        let name = format!("freeze window, {what} as fast as can be");
+        let beside = Some(("fork of 1 GiB alone", fork));
+        report.figure(Figure { name, value: window(&costs), unit: "ms", target: None, beside });
+        report.plain(
+            format!("until durable, {what}"),
+            median(costs.iter().map(|c| c.durable).collect()),
+            "s",
+        );
+    }
+}
+
+/// What fork(2) of so many MiB in pages of 4 KiB takes, ms.
+fn fork_of(mib: usize) -> f64 {
+    use nix::sys::wait::waitpid;
+    use nix::unistd::{ForkResult, fork};
+    let _ = nix::sys::prctl::set_thp_disable(true);
+    let memory = vec![1u8; mib << 20];
+    let times = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        // SAFETY: the child only ends.
+        match unsafe { fork() }.expect("fork") {
+            ForkResult::Child => std::process::exit(0),
+            ForkResult::Parent { child } => {
+                let time = start.elapsed().as_secs_f64() * 1e3;
+                let _ = waitpid(child, None);
+                time
+            }
+        }
+    });
+    let fork = median(times.collect());
+    std::hint::black_box(&memory);
+    let _ = nix::sys::prctl::set_thp_disable(false);
+    fork
+}
+
 /// Threads and processes: the window and the restore.
 pub(crate) fn crowd(report: &mut Report) {
     let mut points = Vec::new();
@@ -157,7 +208,7 @@ pub(crate) fn gap(report: &mut Report) {
         gaps.push(service.gap());
     }
     report.plain("longest gap seen by the service, no checkpoint", median(quiet), "ms");
-    report.figure(crate::report::Figure {
+    report.figure(Figure {
         name: "longest gap seen by the service, one checkpoint".into(),
         value: median(gaps),
         unit: "ms",

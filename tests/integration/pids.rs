@@ -13,6 +13,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("pids-taken", generations_in_and_out_of_a_namespace).limit(150),
         test("pids-taken-sandbox", a_sandboxed_unit_keeps_its_proc),
         test("pids-taken-users", a_user_namespace_there),
+        test("pids-taken-writers", a_writer_is_forked_there).limit(150),
         test("pids-taken-systemd", systemd_supervises_as_before).limit(120),
         test("pids-taken-redis", redis_goes_on).limit(120),
     ]
@@ -66,6 +67,28 @@ fn a_user_namespace_there(name: &str) {
     let _stranger = lose(&group, pid);
     restore(&group, &[&victim]);
     assert_eq!((victim.ask(), inner(victim.pid())), (0, pid));
+}
+
+/// What writes too fast is forked in the namespace; its init takes the end of the frozen copy.
+fn a_writer_is_forked_there(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim("rewriter", "48 1", "");
+    let pid = victim.pid();
+    group.checkpoint(&[]);
+    let _stranger = lose(&group, pid);
+    restore(&group, &[&victim]);
+    assert_eq!((victim.ask(), inner(victim.pid())), (0, pid));
+    for kind in ["full", "incremental"] {
+        assert_eq!(group.checkpoint(&[])["kind"], kind);
+        victim.ask();
+        eventually("copies are gone", 20, || {
+            let named = must(&["pgrep", "--count", "--exact", "rewriter"]);
+            (named.trim() == "2").then_some(())
+        });
+    }
+    restore(&group, &[&victim]);
+    victim.ask();
 }
 
 /// The group is stopped, the main process's old id is somebody else's.

@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("writers-of-many", processes_that_share_come_back_together).limit(240),
         test("writers-ckptd-killed", nothing_stays_of_a_copy_whose_daemon_was_killed).limit(240),
         test("writers-no-more-tasks", a_service_that_may_not_fork_is_copied).limit(240),
+        test("writers-stop", a_group_is_stopped_where_it_writes).limit(120),
         test("writers-stopped", a_unit_stops_while_its_copy_is_written).limit(240),
     ]
 }
@@ -143,6 +144,20 @@ fn a_service_that_may_not_fork_is_copied(name: &str) {
     assert_eq!(watch.end(), 0);
     group.restore();
     victim.ask();
+}
+
+/// `checkpoint --stop`: what it wrote last is in the image.
+fn a_group_is_stopped_where_it_writes(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim(VICTIM, "24 1", "");
+    for _ in 0..2 {
+        group.checkpoint(&["--stop"]);
+        nothing_else(&BTreeSet::new());
+        group.restore();
+        std::thread::sleep(Duration::from_millis(300)); // it goes over its memory
+        victim.ask();
+    }
 }
 
 /// Stopping the unit does not wait for the checkpoint, nor the checkpoint's copy for the unit.

@@ -114,12 +114,20 @@ impl Precopy {
         if !chain.tracker.is_live() {
             return Ok(());
         }
+        // Again as last time? If it has become quiet since, that is seen the next time.
+        if let Some(before) = chain.outrun.take().filter(|_| chain.parent.is_some()) {
+            let written = written(chain);
+            if is_endless(written, before) {
+                (self.diverges, self.rest, chain.outrun) = (true, written, Some(before));
+                return Ok(());
+            }
+        }
         let mut last = self.round(chain, chain.parent.is_none(), job)?;
         if last > SMALL {
             for _ in 1..ROUNDS {
                 let written = written(chain);
-                if written >= LARGE && written >= last - last / 4 {
-                    (self.diverges, last) = (true, written);
+                if is_endless(written, last) {
+                    (self.diverges, last, chain.outrun) = (true, written, Some(written));
                     break;
                 }
                 let bytes = self.round(chain, false, job)?;
@@ -168,6 +176,11 @@ impl Precopy {
         }
         Ok(bytes)
     }
+}
+
+/// Whether what was written is too much for another round, and about as much as before.
+fn is_endless(written: u64, before: u64) -> bool {
+    written >= LARGE && written >= before - before / 4
 }
 
 /// Bytes that were written since the last round, by a look that changes nothing.

@@ -114,9 +114,9 @@ impl Capture {
         let own: u64 = self.plan.own_bytes().values().sum();
         let shared = self.plan.bytes().saturating_sub(own);
         let bytes = match precopy.spaces.is_empty() {
-            true => own + shared,
             // Frozen copies hold it; should there be none, room is made in the window.
-            false if precopy.diverges => shared,
+            _ if precopy.diverges => shared,
+            true => own + shared,
             false => (self.unwatched(chain) + 2 * precopy.rest).min(own) + shared,
         };
         self.plan.make_room(bytes).map_err(|e| e.for_group(&self.group))?;

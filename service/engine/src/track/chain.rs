@@ -84,6 +84,8 @@ pub struct Chain {
     pub spaces: HashMap<SpaceKey, WatchedSpace>,
     /// Its shared objects and unlinked files.
     pub contents: HashMap<Identity, ContentHashes>,
+    /// The group wrote faster than it was copied, the last time: bytes that it had written again.
+    pub outrun: Option<u64>,
     hasher: PageHasher,
 }
 
@@ -91,7 +93,7 @@ impl Chain {
     /// One without a checkpoint yet.
     pub fn new(tracker: Arc<dyn Tracker>) -> Self {
         let hasher = PageHasher::new();
-        Self { tracker, parent: None, spaces: HashMap::new(), contents: HashMap::new(), hasher }
+        Self { tracker, parent: None, spaces: HashMap::new(), contents: HashMap::new(), outrun: None, hasher }
     }
 
     /// The hash of one page.
