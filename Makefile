@@ -47,7 +47,7 @@ clippy: ## the compiler's lints
 lint: stage ## units, manual pages and XML
 	@./tests/lint '$(stage)'
 
-target/victims/%: tests/victims/%.c tests/victims/victim.h tests/victims/case.h
+target/victims/%: tests/victims/%.c $(wildcard tests/victims/*.h)
 	@mkdir -p target/victims
 	$(CC) -O1 -g -Wall -Wextra -Werror -pthread -o $@ $< -lm
 

@@ -1,34 +1,8 @@
 /* Properties of sockets, continued: what waits in queues of datagrams, options that few programs set, connections to outside. */
-#include "case.h"
-#include <arpa/inet.h>
-#include <netinet/in.h>
+#include "socket.h"
 #include <netinet/ip.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
-
-static int option(int fd, int level, int name)
-{
-	int value = -1;
-	socklen_t length = sizeof value;
-	if (getsockopt(fd, level, name, &value, &length))
-		return -errno;
-	return value;
-}
-
-static void set(int fd, int level, int name, int value)
-{
-	must(setsockopt(fd, level, name, &value, sizeof value));
-}
-
-static struct sockaddr_in v4(int port)
-{
-	return (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-}
-
-static struct sockaddr_in6 v6(int port)
-{
-	return (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT };
-}
 
 static int udp4(int port)
 {

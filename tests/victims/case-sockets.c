@@ -1,32 +1,16 @@
 /* Properties of sockets: unix, TCP and UDP over IPv4 and IPv6, netlink, packet, raw. */
-#include "case.h"
-#include <arpa/inet.h>
+#include "socket.h"
 #include <linux/filter.h>
 #include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <net/ethernet.h>
 #include <net/if.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
 #include <sys/epoll.h>
 
 static const int on = 1;
-
-static int option(int fd, int level, int name)
-{
-	int value = -1;
-	socklen_t length = sizeof value;
-	if (getsockopt(fd, level, name, &value, &length))
-		return -errno;
-	return value;
-}
-
-static void set(int fd, int level, int name, int value)
-{
-	must(setsockopt(fd, level, name, &value, sizeof value));
-}
 
 /* unix */
 
@@ -667,16 +651,6 @@ CASE(unix_of_group_outside)
 }
 
 /* TCP and UDP */
-
-static struct sockaddr_in v4(int port)
-{
-	return (struct sockaddr_in){ .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-}
-
-static struct sockaddr_in6 v6(int port)
-{
-	return (struct sockaddr_in6){ .sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_addr = IN6ADDR_LOOPBACK_INIT };
-}
 
 static int listening(int port)
 {
