@@ -38,14 +38,14 @@ impl Cgroup {
         fs::write(&procs, "0").on("write", procs)
     }
 
-    /// Kills everything inside (cgroup.kill, Linux 5.14) and removes the directories. Waits at most ten seconds.
+    /// Kills everything inside (cgroup.kill, Linux 5.14) and removes the directories. Waits at most a minute.
     pub(crate) fn destroy(&self) -> Result<()> {
         destroy(&self.dir)
     }
 }
 
 fn destroy(dir: &Path) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match fs::write(dir.join("cgroup.kill"), "1") {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
