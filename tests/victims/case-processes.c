@@ -507,3 +507,76 @@ REFUSED(cgroups_of_threads, "cgroup-threaded")
 		cannot("no threaded cgroups");
 	restored();
 }
+
+/* Syscall User Dispatch */
+
+static volatile char selectors[2];
+static volatile int dispatched[2], go_on;
+static __thread int dispatches;
+
+static void dispatch(int signal)
+{
+	(void)signal;
+	selectors[dispatches] = 0;
+	dispatched[dispatches]++;
+}
+
+static void dispatch_all(int thread)
+{
+	dispatches = thread;
+	must(prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, 1, 0L, 0L, &selectors[thread]));
+}
+
+static void *blocks_at_the_stop(void *unused)
+{
+	dispatch_all(1);
+	selectors[1] = 1;
+	while (!go_on)
+		;
+	syscall(SYS_getppid);
+	selectors[1] = 0;
+	return unused;
+}
+
+CASE(system_call_dispatch)
+{
+	pthread_t thread;
+	signal(SIGSYS, dispatch);
+	dispatch_all(0);
+	must(pthread_create(&thread, NULL, blocks_at_the_stop, NULL) ? -1 : 0);
+	while (!selectors[1])
+		;
+	restored();
+	selectors[0] = 1;
+	syscall(SYS_getppid);
+	selectors[0] = 0;
+	go_on = 1;
+	pthread_join(thread, NULL);
+	same(dispatched[0], 1);
+	same(dispatched[1], 1);
+}
+
+static int let_go[2];
+
+static void *waits_for_its_child(void *unused)
+{
+	pid_t child = vfork();
+	if (!child) {
+		char byte;
+		read(let_go[0], &byte, 1);
+		_exit(0);
+	}
+	must(waitpid(child, NULL, 0));
+	return unused;
+}
+
+REFUSED(parent_in_vfork, "vfork")
+{
+	pthread_t thread;
+	must(pipe(let_go));
+	must(pthread_create(&thread, NULL, waits_for_its_child, NULL) ? -1 : 0);
+	usleep(100000);
+	restored();
+	must(write(let_go[1], "", 1));
+	pthread_join(thread, NULL);
+}

@@ -186,6 +186,7 @@ const PROCESSES: &[Row] = &[
     restored("membarrier(2) registrations", "told since Linux 6.3"),
     restored("set_mempolicy(2)", "of threads; a policy of some memory alone (mbind) is not kept"),
     restored("permission for AMX tiles, faulting of CPUID", "arch_prctl(2)"),
+    restored("Syscall User Dispatch", ""),
     restored("nice value of a session's automatic group", "/proc/PID/autogroup"),
     refused(
         "thread and process keyrings",
@@ -201,6 +202,11 @@ const PROCESSES: &[Row] = &[
         "with the processes in them; not their settings, and not empty ones",
     ),
     refused("cgroups of single threads", "cgroup-threaded", ""),
+    refused(
+        "parent that waits in vfork(2)",
+        "vfork",
+        "while its child has executed no program and not ended",
+    ),
     restored(
         "time limit of select, pselect, ppoll, of nanosleep that tells the rest, of all calls with an absolute time",
         "the rest of it",

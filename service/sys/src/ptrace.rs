@@ -249,6 +249,17 @@ pub fn dispatch_configuration(tid: Pid) -> Result<DispatchConfiguration, Errno> 
     Ok(conf)
 }
 
+/// PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG. EIO before Linux 6.4.
+pub fn set_dispatch_configuration(tid: Pid, conf: DispatchConfiguration) -> Result<(), Errno> {
+    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: c_uint = 0x4210;
+    let size = size_of::<DispatchConfiguration>() as c_long;
+    // SAFETY: addr is the size of the structure that data points to, which is only read.
+    unsafe {
+        request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, (&raw const conf).cast_mut().cast())
+    }
+    .map(drop)
+}
+
 /// PTRACE_SECCOMP_GET_FILTER: the `index`-th filter, newest first, as raw struct sock_filter; `None` past the last.
 /// Errors: EACCES without CAP_SYS_ADMIN or under a seccomp filter of our own; EMEDIUMTYPE for an eBPF filter. Linux 4.4.
 pub fn seccomp_filter(tid: Pid, index: usize) -> Result<Option<Vec<u8>>, Errno> {

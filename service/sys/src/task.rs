@@ -5,6 +5,7 @@ use std::fs;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
+use crate::{VirtAddr, remote};
 
 /// The state letter of a task and what else /proc/PID/status tells of it that matters here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,6 +61,47 @@ pub fn status(tid: Pid) -> Result<Status> {
         Ok(text) => Ok(parse_status(&text)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Err(Error::Gone(tid)),
         Err(e) => Err(Error::io("read", path, &e)),
+    }
+}
+
+/// A system call that a thread waits in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waiting {
+    /// Its number.
+    pub nr: u64,
+    /// Its arguments.
+    pub args: [u64; 6],
+    /// The stack pointer.
+    pub rsp: u64,
+    /// The address behind the call.
+    pub rip: u64,
+}
+
+/// The call that a thread waits in (proc_pid_syscall(5)); `None` if it runs, or is gone.
+#[must_use]
+pub fn waiting(pid: Pid, tid: Pid) -> Option<Waiting> {
+    parse_waiting(&fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?)
+}
+
+/// Number, arguments, stack pointer, program counter.
+fn parse_waiting(text: &str) -> Option<Waiting> {
+    let mut words = text.split_ascii_whitespace();
+    let nr = words.next()?.parse().ok()?;
+    let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
+    Some(Waiting { nr, args, rsp: hex()?, rip: hex()? })
+}
+
+/// Whether a thread waits for a child that shares its memory to execute a program or to end. It cannot be stopped meanwhile.
+#[must_use]
+pub fn waits_in_vfork(pid: Pid, tid: Pid) -> bool {
+    let Some(call) = waiting(pid, tid) else { return false };
+    let is_vfork = |flags: u64| flags & libc::CLONE_VFORK as u64 != 0;
+    match call.nr as i64 {
+        libc::SYS_vfork => true,
+        libc::SYS_clone => is_vfork(call.args[0]),
+        libc::SYS_clone3 => remote::read_u64(pid, VirtAddr(call.args[0])).is_ok_and(is_vfork),
+        _ => false,
     }
 }
 
@@ -145,6 +187,18 @@ fn parse_syscall(text: &str) -> Option<(i64, [u64; 6])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_call_that_a_thread_waits_in() {
+        let text = "7 0x5595deff9330 0x0 0x7530 0x0 0x0 0x0 0x7ffdf00cf868 0x7f402191a230\n";
+        let call = parse_waiting(text).unwrap();
+        assert_eq!(
+            (call.nr, call.args[2], call.rsp, call.rip),
+            (7, 30_000, 0x7ffd_f00c_f868, 0x7f40_2191_a230)
+        );
+        assert_eq!(parse_waiting("running\n"), None);
+        assert!(!waits_in_vfork(Pid::this(), Pid::this()));
+    }
 
     #[test]
     fn status_lines_are_read() {

@@ -385,6 +385,12 @@ impl Stopped {
         }
     }
 
+    /// Switches Syscall User Dispatch on. A call that it does before it is let go would be dispatched.
+    pub fn set_dispatch(&self, conf: ptrace::DispatchConfiguration) -> Result<()> {
+        ptrace::set_dispatch_configuration(self.tid, conf)
+            .map_err(|e| self.error("PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG", e))
+    }
+
     /// All seccomp filters, oldest first, each raw struct sock_filter.
     pub fn seccomp_filters(&self) -> Result<Vec<Vec<u8>>> {
         let mut filters = Vec::new();

@@ -19,6 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::ptrace::Registers;
+use crate::task::{self, Waiting};
 
 /// How often a thread goes to sleep by being frozen and seized.
 const STOPS: u64 = 2;
@@ -64,10 +65,7 @@ impl Limit {
 /// A call that a thread slept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asleep {
-    nr: u64,
-    args: [u64; 6],
-    rsp: u64,
-    rip: u64,
+    call: Waiting,
     /// On CLOCK_MONOTONIC.
     since: Duration,
     /// How often the thread has slept.
@@ -83,10 +81,7 @@ impl Sleepers {
     #[must_use]
     pub fn look(threads: impl IntoIterator<Item = (Pid, Pid)>) -> Self {
         let mut clocks = Clocks::default();
-        let asleep = |(pid, tid): (Pid, Pid)| {
-            let directory = format!("/proc/{pid}/task/{tid}");
-            Some((tid, look(&directory, &mut clocks)?))
-        };
+        let asleep = |(pid, tid): (Pid, Pid)| Some((tid, look(pid, tid, &mut clocks)?));
         Self(threads.into_iter().filter_map(asleep).collect())
     }
 
@@ -94,33 +89,24 @@ impl Sleepers {
     #[must_use]
     pub fn elapsed(&self, tid: Pid, nr: u64, args: &[u64; 6], at_stop: &Registers) -> Option<Duration> {
         let asleep = self.0.get(&tid)?;
-        let place = (asleep.nr, asleep.rsp, asleep.rip);
-        let is_it = place == (at_stop.orig_rax, at_stop.rsp, at_stop.rip) && asleep.args == *args;
+        let call = Waiting { nr: at_stop.orig_rax, args: *args, rsp: at_stop.rsp, rip: at_stop.rip };
         // One that has slept in between may have made the call anew.
         let slept = || sched(&format!("/proc/{tid}"))?.1.checked_sub(asleep.switches);
-        (is_it && Limit::of(nr, args).is_some() && slept()? <= STOPS)
+        (asleep.call == call && Limit::of(nr, args).is_some() && slept()? <= STOPS)
             .then(|| now().checked_sub(asleep.since))?
     }
 }
 
 /// What a thread sleeps in; only if it is, or may be, a call with a time limit.
-fn look(directory: &str, clocks: &mut Clocks) -> Option<Asleep> {
-    let (nr, args, rsp, rip) = parse_call(&fs::read_to_string(format!("{directory}/syscall")).ok()?)?;
-    if nr != libc::SYS_restart_syscall as u64 {
-        Limit::of(nr, &args)?;
+fn look(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Option<Asleep> {
+    let call = task::waiting(pid, tid)?;
+    if call.nr != libc::SYS_restart_syscall as u64 {
+        Limit::of(call.nr, &call.args)?;
     }
-    let (left, switches) = sched(directory)?;
+    let directory = format!("/proc/{pid}/task/{tid}");
+    let (left, switches) = sched(&directory)?;
     let since = clocks.monotonic(cpu(&fs::read(format!("{directory}/stat")).ok()?)?, left)?;
-    Some(Asleep { nr, args, rsp, rip, since, switches })
-}
-
-/// /proc/PID/syscall of a thread in a call: number, arguments, stack pointer, program counter (proc_pid_syscall(5)).
-fn parse_call(text: &str) -> Option<(u64, [u64; 6], u64, u64)> {
-    let mut words = text.split_ascii_whitespace();
-    let nr = words.next()?.parse().ok()?;
-    let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
-    Some((nr, args, hex()?, hex()?))
+    Some(Asleep { call, since, switches })
 }
 
 /// When a thread last left its CPU, on that CPU's clock, and how often it has gone to sleep.
@@ -202,10 +188,6 @@ mod tests {
 
     #[test]
     fn the_kernels_lines_are_read() {
-        let (nr, args, rsp, rip) =
-            parse_call("7 0x5595deff9330 0x0 0x7530 0x0 0x0 0x0 0x7ffdf00cf868 0x7f402191a230\n").unwrap();
-        assert_eq!((nr, args[2], rsp, rip), (7, 30_000, 0x7ffd_f00c_f868, 0x7f40_2191_a230));
-        assert_eq!(parse_call("running\n"), None);
         let text = "head (2031, #threads: 1)\n---\nse.exec_start     :      16594658.235257\n\
                     nr_switches   :   9\nnr_voluntary_switches     :       37\n";
         let left = Duration::from_nanos(16_594_658_235_257);
@@ -228,7 +210,7 @@ mod tests {
             let asleep = sleepers.0.get(&tid).unwrap();
             let slept = now().saturating_sub(asleep.since).as_millis();
             assert!(
-                asleep.nr == libc::SYS_poll as u64 && (250..600).contains(&slept),
+                asleep.call.nr == libc::SYS_poll as u64 && (250..600).contains(&slept),
                 "{slept} ms: {asleep:?}"
             );
         }

@@ -3,6 +3,7 @@
 //! A glance at what changes all the time: what is seen here may be gone, and the checkpoint itself looks again.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use ckpt_image::records::{NamespaceRecord, UnitIndex};
 use ckpt_sys::task;
@@ -13,6 +14,10 @@ use super::member::refusal;
 use super::sharing::is_plain_thread;
 use super::text;
 use crate::api::Problem;
+
+/// How often a parent is looked at that waits in vfork(2), and how long between.
+const VFORK_LOOKS: u32 = 5;
+const VFORK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A process to look at.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +49,7 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
         problems.extend(
             tids.iter().filter(|tid| tid.as_raw() != candidate.pid).find_map(|tid| unshared(candidate, *tid)),
         );
+        problems.extend(tids.iter().find_map(|tid| in_vfork(candidate, *tid)));
         for child in tids.iter().flat_map(|tid| children(candidate.pid, tid.as_raw())) {
             if !pids.contains(&child) {
                 problems.extend(outside(candidate, child));
@@ -100,6 +106,20 @@ fn unshared(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
     let remedy = "it cannot be checkpointed in this state";
     let object = format!("thread {tid}");
     Some(refusal("thread-unshared", candidate.unit_name, candidate.pid, object, text, remedy))
+}
+
+/// A thread that waits for a child of vfork(2), for longer than a program takes to be executed.
+fn in_vfork(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
+    let pid = Pid::from_raw(candidate.pid);
+    for _ in 0..VFORK_LOOKS {
+        if !task::waits_in_vfork(pid, tid) {
+            return None;
+        }
+        std::thread::sleep(VFORK_PAUSE);
+    }
+    let text = "it waits in vfork(2) for a child that uses its memory, and cannot be stopped meanwhile";
+    let remedy = "try again when the child has executed its program or has ended";
+    Some(refusal("vfork", candidate.unit_name, candidate.pid, format!("thread {tid}"), text, remedy))
 }
 
 /// A living child that is not of the group. (It may just have been made, and be listed a moment later: then its cgroup is its parent's.)

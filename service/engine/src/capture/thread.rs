@@ -1,8 +1,8 @@
 //! The record of a thread.
 
 use ckpt_image::records::{
-    AltStack, Credentials, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord, ThreadRecord,
-    ThreadSettings,
+    AltStack, Credentials, DispatchRecord, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord,
+    ThreadRecord, ThreadSettings,
 };
 use ckpt_sys::inject::Live;
 use ckpt_sys::{attributes, batch};
@@ -127,6 +127,10 @@ pub fn record(
         mce_kill: told.mce_kill,
         tsc: told.tsc,
         settings: told.settings.clone(),
+        dispatch: thread
+            .dispatch()?
+            .filter(|own| !live.protection().is_own_selector(own.selector))
+            .map(|own| DispatchRecord { selector: own.selector, offset: own.offset, len: own.len }),
     })
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ckpt_image::records::{Pid, QueuedSignal, ThreadRecord};
+use ckpt_image::records::{DispatchRecord, Pid, QueuedSignal, ThreadRecord};
 use ckpt_sys::VirtAddr;
 use ckpt_sys::batch::Batch;
 use ckpt_sys::nursery::area;
-use ckpt_sys::ptrace::Registers;
+use ckpt_sys::ptrace::{DispatchConfiguration, Registers};
 use ckpt_sys::runner::{begin_step, end_step};
 use ckpt_sys::thread::{Deadline, Running, Stopped};
 use nix::libc;
@@ -72,7 +72,7 @@ pub fn end_unmap(unmapping: Running, instruction: VirtAddr) -> Result<Stopped, F
     Ok(thread)
 }
 
-/// Gives a thread the registers and the mask of its record.
+/// Gives a thread the registers and the mask of its record, and has its calls dispatched: from here on nothing may run in it.
 pub fn set_registers(thread: &Stopped, record: &ThreadRecord) -> Result<(), Failure> {
     let registers = registers(&record.registers)
         .ok_or_else(|| Failure::corrupt("its registers are not 27").of_pid(record.tid.0))?;
@@ -81,6 +81,9 @@ pub fn set_registers(thread: &Stopped, record: &ThreadRecord) -> Result<(), Fail
         thread.set_extended_state(&record.xstate).map_err(wrap)?;
     }
     thread.set_registers(&registers).map_err(wrap)?;
+    if let Some(DispatchRecord { selector, offset, len }) = record.dispatch {
+        thread.set_dispatch(DispatchConfiguration { mode: 1, selector, offset, len }).map_err(wrap)?;
+    }
     thread.set_signal_mask(record.sigmask).map_err(wrap)
 }
 

@@ -51,6 +51,8 @@ pub struct ThreadRecord {
     pub tsc: u32,
     /// What prctl(2) and its like keep besides.
     pub settings: ThreadSettings,
+    /// Syscall User Dispatch, where the application has it on.
+    pub dispatch: Option<DispatchRecord>,
 }
 
 /// Settings of a thread; those that nobody made are zero.
@@ -96,6 +98,17 @@ pub struct RseqRecord {
     pub length: u32,
     pub signature: u32,
     pub flags: u32,
+}
+
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DispatchRecord {
+    /// Address of the selector byte, 0 if there is none.
+    pub selector: u64,
+    /// First address from which calls always pass.
+    pub offset: u64,
+    /// How many bytes from there.
+    pub len: u64,
 }
 
 /// Credentials of a thread (credentials(7), capabilities(7)).

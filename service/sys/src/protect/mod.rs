@@ -98,6 +98,12 @@ impl Protection {
         self.control.is_some_and(|control| control.is_own_stack(at))
     }
 
+    /// Whether a selector byte of Syscall User Dispatch is the tracker's.
+    #[must_use]
+    pub fn is_own_selector(&self, at: u64) -> bool {
+        self.control.is_some_and(|control| control.has_slot(at))
+    }
+
     /// The control block of a process that may be armed though no thread of it dispatches: a child of fork(2) that was stopped before
     /// it began to.
     pub(crate) fn expected(&mut self, pid: Pid) -> Result<Option<Control>> {
