@@ -141,6 +141,29 @@ CASE(sysv_messages)
 	must(msgctl(id, IPC_RMID, NULL));
 }
 
+/* As many as stress-ng makes: what is asked for each must not be a list of all. */
+CASE(sysv_many)
+{
+	enum { COUNT = 1500 };
+	static int queues[COUNT], sets[COUNT];
+	struct message message = { 1, "" }, got;
+	for (int i = 0; i < COUNT; i++) {
+		queues[i] = must(msgget(IPC_PRIVATE, 0600));
+		sets[i] = must(semget(IPC_PRIVATE, 1, 0600));
+		snprintf(message.text, sizeof message.text, "%d", i);
+		must(msgsnd(queues[i], &message, 8, 0));
+		must(semctl(sets[i], 0, SETVAL, i));
+	}
+	restored();
+	for (int i = 0; i < COUNT; i++) {
+		same(msgrcv(queues[i], &got, 8, 0, IPC_NOWAIT), 8);
+		same(atoi(got.text), i);
+		same(semctl(sets[i], 0, GETVAL), i);
+		must(msgctl(queues[i], IPC_RMID, NULL));
+		must(semctl(sets[i], 0, IPC_RMID));
+	}
+}
+
 CASE(sysv_messages_key_and_limits)
 {
 	struct msqid_ds status;

@@ -108,15 +108,28 @@ fn receive(msqid: i32, kind: i64, flags: libc::c_int, room: usize) -> Result<Opt
     Ok(Some(Message { kind, text: text[..got as usize].to_vec() }))
 }
 
+fn status(msqid: i32) -> Result<libc::msqid_ds> {
+    // SAFETY: msqid_ds is plain numbers, for which zero is a value.
+    let mut ds: libc::msqid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: ds outlives the call.
+    if unsafe { libc::msgctl(msqid, libc::IPC_STAT, &raw mut ds) } != 0 {
+        return Err(fail("msgctl IPC_STAT"));
+    }
+    Ok(ds)
+}
+
+/// Key and owners of a queue; `None` if there is none of that id.
+fn perm(msqid: i32) -> Result<Option<libc::ipc_perm>> {
+    match status(msqid) {
+        Ok(ds) => Ok(Some(ds.msg_perm)),
+        Err(Error::Kernel { source: Errno::EINVAL | Errno::EIDRM, .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 impl MessageQueue {
     fn status(&self) -> Result<libc::msqid_ds> {
-        // SAFETY: msqid_ds is plain numbers, for which zero is a value.
-        let mut ds: libc::msqid_ds = unsafe { std::mem::zeroed() };
-        // SAFETY: ds outlives the call.
-        if unsafe { libc::msgctl(self.msqid, libc::IPC_STAT, &raw mut ds) } != 0 {
-            return Err(fail("msgctl IPC_STAT"));
-        }
-        Ok(ds)
+        status(self.msqid)
     }
 
     /// Reads the limit and the messages, and leaves all of them there. Errors: EINVAL, EIDRM where it is gone; ENOSYS where the kernel cannot
@@ -147,17 +160,18 @@ impl MessageQueue {
     ///
     /// Errors: EEXIST where a queue of another creator has its id or key; ENOENT where the kernel does not let the id be chosen.
     pub fn restore(&self, without_last: bool, with_extra: bool) -> Result<()> {
-        let same = |queue: &&Self| queue.msqid == self.msqid || (self.key != 0 && queue.key == self.key);
         let mut found = false;
-        for queue in queues()?.iter().filter(same) {
-            if queue.owner[2] != self.owner[2] {
+        // Asked one by one: a list of all, for each of thousands, takes minutes.
+        for msqid in std::iter::once(self.msqid).chain(self.of_the_key()) {
+            let Some(there) = perm(msqid)? else { continue };
+            if there.cuid != self.owner[2] {
                 return Err(exists("make a message queue with its old id"));
             }
-            if (queue.msqid, queue.key) == (self.msqid, self.key) {
+            if (msqid, there.__key) == (self.msqid, self.key) {
                 found = true;
             } else {
                 // SAFETY: IPC_RMID takes no buffer.
-                unsafe { libc::msgctl(queue.msqid, libc::IPC_RMID, std::ptr::null_mut()) };
+                unsafe { libc::msgctl(msqid, libc::IPC_RMID, std::ptr::null_mut()) };
             }
         }
         if !found {
@@ -182,6 +196,12 @@ impl MessageQueue {
             send(self.msqid, message.kind, &message.text)?;
         }
         self.set(self.most)
+    }
+
+    /// The queue that has its key.
+    fn of_the_key(&self) -> Option<i32> {
+        // SAFETY: no pointers.
+        (self.key != 0).then(|| unsafe { libc::msgget(self.key, 0) }).filter(|id| *id >= 0)
     }
 
     fn make(&self) -> Result<()> {

@@ -68,16 +68,30 @@ fn parse_list(text: &str) -> Vec<(SemaphoreSet, usize)> {
     text.lines().skip(1).filter_map(line).collect()
 }
 
+/// What the kernel tells of a set; `None` if there is none of that id.
+fn status(semid: i32) -> Result<Option<libc::semid_ds>> {
+    // SAFETY: semid_ds is plain numbers, for which zero is a value.
+    let mut ds: libc::semid_ds = unsafe { std::mem::zeroed() };
+    // SAFETY: ds outlives the call.
+    if unsafe { libc::semctl(semid, 0, libc::IPC_STAT, &raw mut ds) } >= 0 {
+        return Ok(Some(ds));
+    }
+    match Errno::last() {
+        Errno::EINVAL | Errno::EIDRM => Ok(None),
+        source => Err(Error::Kernel { op: "semctl IPC_STAT", subject: Subject::Here, source }),
+    }
+}
+
 impl SemaphoreSet {
     /// Makes it in the caller's IPC namespace, or gives the one that is there its values and owner back.
     ///
     /// Errors: EEXIST where a set of another creator has its id or key; ENOENT where the kernel does not let the id be chosen.
     pub fn restore(&self) -> Result<()> {
-        let there = sets()?;
-        let same = |set: &&SemaphoreSet| set.semid == self.semid || (self.key != 0 && set.key == self.key);
         let mut found = false;
-        for set in there.iter().filter(same) {
-            if set.owner[2] != self.owner[2] {
+        // Asked one by one: a list of all, for each of thousands, takes minutes.
+        for semid in std::iter::once(self.semid).chain(self.of_the_key()) {
+            let Some(there) = status(semid)? else { continue };
+            if there.sem_perm.cuid != self.owner[2] {
                 let source = Errno::EEXIST;
                 return Err(Error::Kernel {
                     op: "make a semaphore set with its old id",
@@ -85,17 +99,24 @@ impl SemaphoreSet {
                     source,
                 });
             }
-            if (set.semid, set.key, set.values.len()) == (self.semid, self.key, self.values.len()) {
+            let own = (self.semid, self.key, self.values.len() as u64);
+            if (semid, there.sem_perm.__key, there.sem_nsems) == own {
                 found = true;
             } else {
                 // SAFETY: IPC_RMID takes no buffer.
-                unsafe { libc::semctl(set.semid, 0, libc::IPC_RMID) };
+                unsafe { libc::semctl(semid, 0, libc::IPC_RMID) };
             }
         }
         if !found {
             self.make()?;
         }
         self.set()
+    }
+
+    /// The set that has its key.
+    fn of_the_key(&self) -> Option<i32> {
+        // SAFETY: no pointers.
+        (self.key != 0).then(|| unsafe { libc::semget(self.key, 0, 0) }).filter(|id| *id >= 0)
     }
 
     fn make(&self) -> Result<()> {
