@@ -96,7 +96,7 @@ pub(crate) fn writers(report: &mut Report) {
     let service = Service::start(&load, "");
     report.promised(
         "freeze window, 4 processes write 200 MB/s",
-        window(&costs(&service, &[], || ())),
+        window(&costs(&service, &[], || service.forget())), // on a busy machine images are large
         "ms",
         Target::AtMost(25.0),
     );
