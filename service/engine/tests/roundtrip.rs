@@ -200,7 +200,7 @@ impl Scratch {
             let mut precopy = Precopy::begin(&directory).map_err(|e| text(&e))?;
             precopy.run(&mut chain, &Nobody).map_err(|e| text(&e))?;
             if link + 1 < LINKS {
-                // So slow that every process is forked, if its tracker can do that. (Of the last one nothing lives on.)
+                // So slow that every process is forked, if its tracker can do that.
                 precopy.speed = Speed::measured(16 << 20, Duration::from_secs(100_000));
             }
             capture.make_room(&chain, &precopy).map_err(|e| text(&e))?;
@@ -213,14 +213,17 @@ impl Scratch {
             let captured = capture.take(&mut members, chain, precopy, &directory, &freezer, deadline);
             let before: Vec<_> = self.cgroup.members().map_err(|e| text(&e))?;
             let last = link + 1 == LINKS;
+            let mut members = Some(members);
+            if !last {
+                members.take().map_or(Ok(()), Members::release).map_err(|e| text(&e))?;
+            }
+            let written = captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
             if last {
+                // As `checkpoint --stop` ends a group: when everything is written, also what was forked.
                 self.cgroup.kill().map_err(|e| text(&e))?;
                 drop(members);
                 reap();
-            } else {
-                members.release().map_err(|e| text(&e))?;
             }
-            let written = captured.map_err(|e| text(&e))?.write(&directory, &Nobody).map_err(|e| text(&e))?;
             println!("    {} pages, {} bytes", written.pages, written.files["pages"].bytes);
             chain = written.chain;
             chain.parent = Some(Default::default()); // the names are not looked at here
