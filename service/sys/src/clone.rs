@@ -212,20 +212,20 @@ pub fn queue_signal(
 mod tests {
     use std::os::fd::AsFd;
 
+    use nix::sys::signal::{Signal, kill};
+    use nix::sys::wait::{WaitStatus, waitpid};
+
     use super::*;
 
     #[test]
     fn a_pidfd_tells_how_its_process_ended() {
-        let args = CloneArgs { exit_signal: libc::SIGCHLD, ..Default::default() };
-        let child = fork_with(&args, || 3).unwrap();
-        let pidfd = pidfd(child).unwrap();
+        let mut child = std::process::Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+        let pidfd = pidfd(Pid::from_raw(child.id() as i32)).unwrap();
         assert_eq!(pidfd_exit_status(pidfd.as_fd()), None);
-        nix::sys::wait::waitpid(child, None).unwrap();
+        child.wait().unwrap();
         // Before Linux 6.15 nobody tells.
         assert!(matches!(pidfd_exit_status(pidfd.as_fd()), Some(0x300) | None));
     }
-    use nix::sys::signal::{Signal, kill};
-    use nix::sys::wait::{WaitStatus, waitpid};
 
     #[test]
     fn arguments_lie_as_the_kernel_reads_them() {
