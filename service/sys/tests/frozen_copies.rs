@@ -3,29 +3,25 @@
 //! The victim rewrites its memory page after page as fast as it can, checks at each page that its memory is of one instant, and looks all
 //! the time for children that it never made.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod common;
+
+use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use ckpt_sys::cgroup::{self, Cgroup};
+use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::gather::gather;
 use ckpt_sys::inject::{FrozenCopy, Live, orphans_fall_to_init};
 use ckpt_sys::seize;
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, VirtAddr};
+use common::{Started, TestCgroup, fail, kill_tracers, start};
 use nix::unistd::Pid;
 
 const PAGES: usize = 8192;
 const WORDS: usize = 512;
 static STOP: AtomicBool = AtomicBool::new(false);
 static PASSES: AtomicU64 = AtomicU64::new(0);
-
-fn fail(what: &str) -> ! {
-    println!("HARMED {what}");
-    std::process::exit(1);
-}
 
 /// Pass after pass over its half; a page that is not of the pass before is of another instant.
 fn write(half: &mut [u64]) {
@@ -113,83 +109,30 @@ fn tracer() {
     }
 }
 
-/// A cgroup of the test's own.
-struct TestCgroup(PathBuf, Cgroup);
-
-impl TestCgroup {
-    fn new(name: &str) -> Self {
-        let name = format!("ckpt-test-{}-{name}", std::process::id());
-        let dir = cgroup::mount_point().unwrap().join(&name);
-        std::fs::create_dir(&dir).unwrap();
-        Self(dir, Cgroup::open(&name).unwrap())
-    }
-
-    /// Waits until nobody but this process is in it.
-    fn is_alone(&self, pid: u32) {
-        let end = Instant::now() + Duration::from_secs(10);
-        loop {
-            let members = self.1.members().unwrap();
-            if members.iter().all(|member| member.pid.as_raw() as u32 == pid) {
-                return;
-            }
-            assert!(Instant::now() < end, "{members:?} besides {pid}");
-            std::thread::sleep(Duration::from_millis(5));
+/// Waits until nobody but this process is in the cgroup.
+fn is_alone(cgroup: &TestCgroup, pid: u32) {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let members = cgroup.1.members().unwrap();
+        if members.iter().all(|member| member.pid.as_raw() as u32 == pid) {
+            return;
         }
+        assert!(Instant::now() < end, "{members:?} besides {pid}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-impl Drop for TestCgroup {
-    fn drop(&mut self) {
-        let _ = self.1.set_freeze(false);
-        let _ = self.1.kill();
-        let end = Instant::now() + Duration::from_secs(2);
-        while std::fs::remove_dir(&self.0).is_err() && Instant::now() < end {
-            std::thread::yield_now();
-        }
-    }
-}
-
-struct Victim {
-    child: Child,
-    out: BufReader<std::process::ChildStdout>,
-    memory: u64,
-}
-
-fn start(test: &str, cgroup: Option<&TestCgroup>, env: (&str, &str)) -> Victim {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]).env(env.0, env.1);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    if let Some(cgroup) = cgroup {
-        std::fs::write(cgroup.0.join("cgroup.procs"), child.id().to_string()).unwrap();
-    }
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let (mut line, mut memory) = (String::new(), 0);
-    while !line.contains("READY") {
-        if let Some((_, at)) = line.split_once("AT ") {
-            memory = at.trim().parse().unwrap();
-        }
-        line.clear();
-        assert_ne!(out.read_line(&mut line).unwrap(), 0, "{test} ended before it was ready");
-    }
-    Victim { child, out, memory }
-}
-
-impl Victim {
-    /// Ends it and asserts that all its checks held.
-    fn assert_unharmed(mut self) {
-        drop(self.child.stdin.take());
-        let mut text = String::new();
-        self.out.read_to_string(&mut text).unwrap();
-        let status = self.child.wait().unwrap();
-        assert!(status.success() && text.contains("UNHARMED"), "{status}: {text}");
-    }
+/// Where the victim's memory is.
+fn memory(victim: &Started) -> u64 {
+    let line = victim.said.lines().find_map(|line| line.split_once("AT "));
+    line.and_then(|(_, at)| at.trim().parse().ok()).expect("it tells")
 }
 
 #[test]
 fn a_copy_is_of_the_instant_at_which_it_was_made() {
     let cgroup = TestCgroup::new("copies");
     let victim = start("victim", Some(&cgroup), ("CKPT_TEST_CGROUP", ""));
-    let range = AddrRange::new(VirtAddr(victim.memory), (PAGES * WORDS * 8) as u64);
+    let range = AddrRange::new(VirtAddr(memory(&victim)), (PAGES * WORDS * 8) as u64);
     let (mut then, mut later) = (vec![0u8; PAGES * WORDS * 8], vec![0u8; PAGES * WORDS * 8]);
     for _ in 0..20 {
         let copy = copy(&cgroup.1, |pid| gather(pid, &[range], &mut then).unwrap()).unwrap();
@@ -198,7 +141,7 @@ fn a_copy_is_of_the_instant_at_which_it_was_made() {
         gather(copy.pid(), &[range], &mut later).unwrap();
         assert!(then == later, "the copy changed");
         drop(copy);
-        cgroup.is_alone(victim.child.id());
+        is_alone(&cgroup, victim.child.id());
     }
     victim.assert_unharmed();
 }
@@ -207,18 +150,7 @@ fn a_copy_is_of_the_instant_at_which_it_was_made() {
 fn death_of_the_tracer_at_any_instant_leaves_nothing_of_a_copy() {
     let cgroup = TestCgroup::new("copy-death");
     let victim = start("victim", Some(&cgroup), ("CKPT_TEST_MORTAL", "1"));
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
-    for _ in 0..60 {
-        let mut tracer = start("tracer", None, ("CKPT_TEST_CGROUP", cgroup.1.name()));
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 30_000));
-        tracer.child.kill().unwrap();
-        tracer.child.wait().unwrap();
-        cgroup.1.set_freeze(false).unwrap();
-        cgroup.is_alone(victim.child.id());
-    }
+    kill_tracers(&cgroup, 60, 30_000, || is_alone(&cgroup, victim.child.id()));
     victim.assert_unharmed();
 }
 
@@ -235,7 +167,7 @@ fn a_process_that_is_killed_while_it_is_copied_leaves_nothing() {
         }
         victim.child.wait().unwrap();
         drop(copy);
-        cgroup.is_alone(0);
+        is_alone(&cgroup, 0);
     }
 }
 

@@ -3,26 +3,22 @@
 //! The victim checks itself: results of a long computation with AVX and the red zone, sleeps that end neither early nor
 //! with EINTR, epoll and poll time-outs, a pipe ping-pong, signals counted by a handler, sigsuspend.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod common;
+
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use ckpt_sys::cgroup::{self, Cgroup};
+use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::inject::Live;
 use ckpt_sys::seize;
 use ckpt_sys::thread::Deadline;
 
+use common::{TestCgroup, fail, kill_tracers, start};
+
 static STOP: AtomicBool = AtomicBool::new(false);
 static STRAYS: AtomicU64 = AtomicU64::new(0);
 static SIGNALS: AtomicU64 = AtomicU64::new(0);
-
-fn fail(what: &str) -> ! {
-    println!("HARMED {what}");
-    std::process::exit(1);
-}
 
 extern "C" fn stray(_: libc::c_int) {
     STRAYS.fetch_add(1, SeqCst);
@@ -261,61 +257,6 @@ fn tracer() {
     }
 }
 
-/// A cgroup of the test's own.
-struct TestCgroup(PathBuf, Cgroup);
-
-impl TestCgroup {
-    fn new(name: &str) -> Self {
-        let name = format!("ckpt-test-{}-{name}", std::process::id());
-        let dir = cgroup::mount_point().unwrap().join(&name);
-        std::fs::create_dir(&dir).unwrap();
-        let cgroup = Cgroup::open(&name).unwrap();
-        Self(dir, cgroup)
-    }
-}
-
-impl Drop for TestCgroup {
-    fn drop(&mut self) {
-        let _ = self.1.set_freeze(false);
-        let _ = self.1.kill();
-        let end = Instant::now() + Duration::from_secs(2);
-        while std::fs::remove_dir(&self.0).is_err() && Instant::now() < end {
-            std::thread::yield_now();
-        }
-    }
-}
-
-fn start(
-    test: &str,
-    cgroup: Option<&TestCgroup>,
-    env: (&str, &str),
-) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"]).env(env.0, env.1);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    if let Some(cgroup) = cgroup {
-        std::fs::write(cgroup.0.join("cgroup.procs"), child.id().to_string()).unwrap();
-    }
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.contains("READY") {
-        line.clear();
-        assert_ne!(out.read_line(&mut line).unwrap(), 0, "{test} ended before it was ready");
-    }
-    assert!(out.get_ref().as_raw_fd() >= 0);
-    (child, out)
-}
-
-/// Ends the victim and asserts that all its checks held.
-fn assert_unharmed(mut child: Child, mut out: BufReader<std::process::ChildStdout>) {
-    drop(child.stdin.take());
-    let mut text = String::new();
-    out.read_to_string(&mut text).unwrap();
-    let status = child.wait().unwrap();
-    assert!(status.success() && text.contains("UNHARMED"), "{status}: {text}");
-    println!("{text}");
-}
-
 fn rounds(default: u32) -> u32 {
     std::env::var("CKPT_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
@@ -323,43 +264,31 @@ fn rounds(default: u32) -> u32 {
 #[test]
 fn thousands_of_batches_leave_the_process_unharmed() {
     let cgroup = TestCgroup::new("batches");
-    let (victim, out) = start("victim", Some(&cgroup), ("CKPT_TEST_CGROUP", ""));
+    let victim = start("victim", Some(&cgroup), ("CKPT_TEST_CGROUP", ""));
     let begun = Instant::now();
     let mut threads = 0;
     for _ in 0..rounds(300) {
         threads = inject(&cgroup.1).unwrap();
     }
     println!("{} µs a round of {threads} threads", begun.elapsed().as_micros() / u128::from(rounds(300)));
-    assert_unharmed(victim, out);
+    victim.assert_unharmed();
 }
 
 #[test]
 fn a_process_that_catches_every_signal_never_sees_the_sign() {
     let cgroup = TestCgroup::new("catch");
-    let (victim, out) = start("victim", Some(&cgroup), ("CKPT_TEST_CATCH", "1"));
+    let victim = start("victim", Some(&cgroup), ("CKPT_TEST_CATCH", "1"));
     for _ in 0..rounds(50) {
         inject(&cgroup.1).unwrap();
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_unharmed(victim, out);
+    victim.assert_unharmed();
 }
 
 #[test]
 fn death_of_the_tracer_at_any_instant_leaves_the_process_unharmed() {
     let cgroup = TestCgroup::new("death");
-    let (victim, out) = start("victim", Some(&cgroup), ("CKPT_TEST_MORTAL", "1"));
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
-    for _ in 0..rounds(150) {
-        let (mut tracer, tracer_out) = start("tracer", None, ("CKPT_TEST_CGROUP", cgroup.1.name()));
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % 20_000));
-        tracer.kill().unwrap();
-        tracer.wait().unwrap();
-        drop(tracer_out);
-        // A killed tracer may leave the cgroup frozen; its successor thaws it, as the daemon does at its start.
-        cgroup.1.set_freeze(false).unwrap();
-    }
-    assert_unharmed(victim, out);
+    let victim = start("victim", Some(&cgroup), ("CKPT_TEST_MORTAL", "1"));
+    kill_tracers(&cgroup, rounds(150), 20_000, || ());
+    victim.assert_unharmed();
 }
