@@ -5,8 +5,6 @@
 //!  ► capabilities, with CAP_SETPCAP on top ► ambient set ► secure bits ► capabilities exactly
 //! ```
 
-use std::os::unix::fs::MetadataExt;
-
 use ckpt_image::records::Credentials;
 use ckpt_sys::batch::Batch;
 use nix::libc;
@@ -31,38 +29,11 @@ pub fn bytes(wanted: &Credentials) -> usize {
     4 * wanted.groups.len() + 256
 }
 
-/// What members have from the process that makes them.
-#[derive(Debug)]
-pub struct Ours {
-    credentials: Option<Credentials>,
-    namespace: Option<(u64, u64)>,
-}
-
-impl Ours {
-    /// Of this process.
-    pub fn look() -> Self {
-        let credentials = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
-            let securebits = ckpt_sys::attributes::secure_bits().ok()?;
-            Some(Credentials { securebits, ..parse_status(&status).credentials })
-        });
-        Self { credentials, namespace: user_namespace("self") }
-    }
-
-    /// Whether a process is in our user namespace: in another one ids mean something else.
-    pub fn is_here(&self, tid: nix::unistd::Pid) -> bool {
-        self.namespace.is_some() && user_namespace(&tid.to_string()) == self.namespace
-    }
-
-    /// What a member in our user namespace has before its credentials are set.
-    pub fn now(&self) -> Now<'_> {
-        self.credentials.as_ref().map_or(Now::Unknown, Now::All)
-    }
-}
-
-/// Device and inode.
-fn user_namespace(pid: &str) -> Option<(u64, u64)> {
-    let meta = std::fs::metadata(format!("/proc/{pid}/ns/user")).ok()?;
-    Some((meta.dev(), meta.ino()))
+/// What members have from this process, which makes them; `None` where that cannot be read.
+pub fn ours() -> Option<Credentials> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let securebits = ckpt_sys::attributes::secure_bits().ok()?;
+    Some(Credentials { securebits, ..parse_status(&status).credentials })
 }
 
 /// What is known of the credentials that a thread has before its own are set.

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord, UnitIndex,
-    UnitRecord,
+    Credentials, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
+    UnitIndex, UnitRecord,
 };
 use ckpt_image::{PageReader, read_state};
 use ckpt_sys::batch::{Batch, Outcome, Slot};
@@ -242,7 +242,7 @@ struct Rebuild<'a> {
     /// Where threads may run whose records name no CPU that is here.
     cpus: Vec<u64>,
     /// What every member is made with.
-    ours: credentials::Ours,
+    ours: Option<Credentials>,
     members: Members,
     /// Threads besides the leaders, by process.
     threads: BTreeMap<Pid, Vec<Member>>,
@@ -295,7 +295,7 @@ impl<'a> Rebuild<'a> {
             floor,
             gadget: 0,
             cpus: Vec::new(),
-            ours: credentials::Ours::look(),
+            ours: credentials::ours(),
             warnings,
             members: Members::new(),
             threads: BTreeMap::new(),

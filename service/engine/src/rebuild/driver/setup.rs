@@ -19,8 +19,6 @@ struct Made {
     is_root: bool,
     /// It is in the user namespace of its unit.
     is_private: bool,
-    /// It is in the user namespace that we are in.
-    is_here: bool,
 }
 
 impl<'a> Rebuild<'a> {
@@ -72,9 +70,7 @@ impl<'a> Rebuild<'a> {
             return Err(Failure::corrupt("it has no thread that lives").of_pid(member.pid.0));
         }
         let pid = member.pid;
-        let is_private = self.private.contains(&pid);
-        let made = Made { is_private, is_here: self.ours.is_here(member.tid()), ..Made::default() };
-        leader::prepare(member, ended, self.now(made, body)?)?;
+        leader::prepare(member, ended, self.now(self.private.contains(&pid), body)?)?;
         let old = std::mem::replace(member, threads.remove(0));
         let instruction = self.vdso_of(body)?.add(self.gadget);
         if !mains(self.image).contains(&pid) {
@@ -89,11 +85,10 @@ impl<'a> Rebuild<'a> {
     }
 
     /// What the threads of a process that was made have of their credentials.
-    fn now<'b>(&'b self, made: Made, body: &'b ProcessBody) -> Result<Now<'b>, Failure> {
-        Ok(match made {
-            Made { is_private: true, .. } => Now::Ids(users::first(body)?),
-            Made { is_here: true, .. } => self.ours.now(),
-            Made { .. } => Now::Unknown,
+    fn now<'b>(&'b self, is_private: bool, body: &'b ProcessBody) -> Result<Now<'b>, Failure> {
+        Ok(match is_private {
+            true => Now::Ids(users::first(body)?),
+            false => self.ours.as_ref().map_or(Now::Unknown, Now::All),
         })
     }
 
@@ -147,8 +142,7 @@ impl<'a> Rebuild<'a> {
         let made = |(record, _): (&ProcessRecord, _)| {
             let is_root = !self.members.contains_key(&record.ppid);
             let is_private = self.private.contains(&record.pid);
-            let is_here = self.members.get(&record.pid).is_some_and(|member| self.ours.is_here(member.tid()));
-            (record.pid, Made { is_root, is_private, is_here })
+            (record.pid, Made { is_root, is_private })
         };
         living(self.image).map(made).collect()
     }
@@ -173,8 +167,8 @@ impl<'a> Rebuild<'a> {
 
     /// What the set-up of the threads of a process is told.
     fn setting<'s>(&'s self, made: Made, body: &'s ProcessBody) -> Result<thread::Setting<'s>, Failure> {
-        let Made { is_root, is_private, .. } = made;
-        let (image, cpus, credentials) = (self.image, self.cpus.as_slice(), self.now(made, body)?);
+        let Made { is_root, is_private } = made;
+        let (image, cpus, credentials) = (self.image, self.cpus.as_slice(), self.now(is_private, body)?);
         Ok(thread::Setting { image, is_root, cpus, credentials, is_private })
     }
 
