@@ -24,8 +24,8 @@ impl Systemd {
     }
 
     /// Stops the units without asking their programs. Where a unit has any, the restore drop-in takes OnFailure=, ExecStop= and ExecStopPost=
-    /// out of the way first, and where something may trigger it, that starts no more than a stub; then systemd is told, so that the end of the processes is no failure and Restart= does nothing; then they
-    /// are killed, frozen or not.
+    /// out of the way first, and where something may trigger it, that starts no more than a stub; then systemd is told, so that the end of
+    /// the processes is no failure and Restart= does nothing; then they are killed, frozen or not.
     ///
     /// The caller does not trace the processes: systemd would not hear of their end (ptrace(2): a tracee's zombie is the tracer's).
     pub(super) fn stop_at_once(&self, units: &[String]) -> Result<(), Error> {
@@ -53,7 +53,7 @@ impl Systemd {
     }
 
     /// Whether a socket, path, timer or automount unit starts the unit.
-    pub(super) async fn is_triggered(&self, unit: &str) -> Result<bool, Error> {
+    async fn is_triggered(&self, unit: &str) -> Result<bool, Error> {
         let path = self.bridge.load(unit).await?;
         let triggers = self.bridge.unit(&path).await?.triggered_by().await;
         Ok(!triggers.map_err(|e| failed(unit, &e))?.is_empty())

@@ -97,7 +97,7 @@ impl Systemd {
             || properties.failure_action().await.map_err(of)? != "none"
             || properties.success_action().await.map_err(of)? != "none"
             || properties.refuse_manual_stop().await.map_err(of)?
-            || self.is_triggered(unit).await?)
+            || !properties.triggered_by().await.map_err(of)?.is_empty())
     }
 
     /// Before anything is stopped: a unit that systemd does not know cannot be started again.
