@@ -108,7 +108,7 @@ fn a_shell_and_its_children_are_recorded_as_they_are() {
         let pids = std::fs::read_to_string(group.dir.join("cgroup.procs")).unwrap();
         let asleep = |pid: &str| {
             let call = task::blocked_in(nix::unistd::Pid::from_raw(pid.parse().unwrap()));
-            call.is_some_and(|(nr, _)| [61, 130, 230].contains(&nr))
+            call.is_some_and(|call| [61, 130, 230].contains(&call.nr))
         };
         pids.lines().count() == 3 && pids.lines().all(asleep)
     });

@@ -188,7 +188,7 @@ fn free_vfork_children(halves: &mut [Half]) -> Result<()> {
     let waiting: Vec<Pid> = halves
         .iter()
         .flat_map(|half| half.running.iter().map(|thread| (half.member.pid, thread.tid())))
-        .filter(|(_, tid)| matches!(task::blocked_in(*tid), Some((nr, _)) if makes_children(nr)))
+        .filter(|(_, tid)| task::waits_in_vfork(*tid))
         .map(|(pid, _)| pid)
         .collect();
     for half in halves {
@@ -208,11 +208,6 @@ fn free_vfork_children(halves: &mut [Half]) -> Result<()> {
         half.let_run_out()?;
     }
     Ok(())
-}
-
-/// Whether this system call can make a thread wait for its child.
-fn makes_children(nr: i64) -> bool {
-    matches!(nr, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
 }
 
 impl Half {

@@ -28,6 +28,8 @@ pub struct Status {
     pub caught: u64,
     /// Seccomp mode: 0 none, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// How often it has gone to sleep.
+    pub sleeps: u64,
 }
 
 /// Reads a text of /proc/PID/status; what is missing stays zero.
@@ -47,6 +49,7 @@ pub fn parse_status(text: &str) -> Status {
             "ShdPnd" => status.shared_pending = mask(),
             "SigIgn" => status.ignored = mask(),
             "SigCgt" => status.caught = mask(),
+            "voluntary_ctxt_switches" => status.sleeps = value.parse().unwrap_or(0),
             "Seccomp" => status.seccomp = value.parse().unwrap_or(0),
             _ => {}
         }
@@ -66,7 +69,7 @@ pub fn status(tid: Pid) -> Result<Status> {
 
 /// A system call that a thread waits in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Waiting {
+pub struct BlockedCall {
     /// Its number.
     pub nr: u64,
     /// Its arguments.
@@ -77,30 +80,15 @@ pub struct Waiting {
     pub rip: u64,
 }
 
-/// The call that a thread waits in (proc_pid_syscall(5)); `None` if it runs, or is gone.
-#[must_use]
-pub fn waiting(pid: Pid, tid: Pid) -> Option<Waiting> {
-    parse_waiting(&fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?)
-}
-
-/// Number, arguments, stack pointer, program counter.
-fn parse_waiting(text: &str) -> Option<Waiting> {
-    let mut words = text.split_ascii_whitespace();
-    let nr = words.next()?.parse().ok()?;
-    let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-    let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
-    Some(Waiting { nr, args, rsp: hex()?, rip: hex()? })
-}
-
 /// Whether a thread waits for a child that shares its memory to execute a program or to end. It cannot be stopped meanwhile.
 #[must_use]
-pub fn waits_in_vfork(pid: Pid, tid: Pid) -> bool {
-    let Some(call) = waiting(pid, tid) else { return false };
+pub fn waits_in_vfork(tid: Pid) -> bool {
+    let Some(call) = blocked_in(tid) else { return false };
     let is_vfork = |flags: u64| flags & libc::CLONE_VFORK as u64 != 0;
     match call.nr as i64 {
         libc::SYS_vfork => true,
         libc::SYS_clone => is_vfork(call.args[0]),
-        libc::SYS_clone3 => remote::read_u64(pid, VirtAddr(call.args[0])).is_ok_and(is_vfork),
+        libc::SYS_clone3 => remote::read_u64(tid, VirtAddr(call.args[0])).is_ok_and(is_vfork),
         _ => false,
     }
 }
@@ -168,20 +156,19 @@ pub fn compare(one: Pid, other: Pid, what: Shared) -> Result<std::cmp::Ordering>
     }
 }
 
-/// The system call a sleeping task is in (/proc/PID/syscall): number and six arguments; `None` if it runs or is in none.
-pub fn blocked_in(tid: Pid) -> Option<(i64, [u64; 6])> {
+/// The system call a sleeping task is in (proc_pid_syscall(5)); `None` if it runs or is in none.
+#[must_use]
+pub fn blocked_in(tid: Pid) -> Option<BlockedCall> {
     parse_syscall(&fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?)
 }
 
-/// Reads a text of /proc/PID/syscall.
-fn parse_syscall(text: &str) -> Option<(i64, [u64; 6])> {
-    let mut words = text.split_whitespace();
-    let nr: i64 = words.next()?.parse().ok()?;
-    let mut args = [0; 6];
-    for arg in &mut args {
-        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
-    }
-    (nr >= 0).then_some((nr, args))
+/// Reads a text of /proc/PID/syscall: number, arguments, stack pointer, program counter.
+fn parse_syscall(text: &str) -> Option<BlockedCall> {
+    let mut words = text.split_ascii_whitespace();
+    let nr = words.next()?.parse().ok()?; // -1: in none
+    let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
+    Some(BlockedCall { nr, args, rsp: hex()?, rip: hex()? })
 }
 
 #[cfg(test)]
@@ -189,33 +176,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_call_that_a_thread_waits_in() {
-        let text = "7 0x5595deff9330 0x0 0x7530 0x0 0x0 0x0 0x7ffdf00cf868 0x7f402191a230\n";
-        let call = parse_waiting(text).unwrap();
-        assert_eq!(
-            (call.nr, call.args[2], call.rsp, call.rip),
-            (7, 30_000, 0x7ffd_f00c_f868, 0x7f40_2191_a230)
-        );
-        assert_eq!(parse_waiting("running\n"), None);
-        assert!(!waits_in_vfork(Pid::this(), Pid::this()));
-    }
-
-    #[test]
     fn status_lines_are_read() {
         let text = "Name:\tx: y\nState:\tt (tracing stop)\nPPid:\t7\nTracerPid:\t42\nSigPnd:\t0000000000000200\n\
-                    ShdPnd:\t0000000000004000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000180014a03\nSeccomp:\t2\n";
+                    ShdPnd:\t0000000000004000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000180014a03\nSeccomp:\t2\nvoluntary_ctxt_switches:\t9\n";
         let status = parse_status(text);
         assert_eq!((status.state, status.tracer, status.parent, status.seccomp), ('t', 42, 7, 2));
         assert_eq!((status.pending, status.shared_pending), (0x200, 0x4000));
-        assert_eq!((status.ignored, status.caught), (0x1000, 0x1_8001_4a03));
+        assert_eq!((status.ignored, status.caught, status.sleeps), (0x1000, 0x1_8001_4a03, 9));
     }
 
     #[test]
     fn syscall_file_is_read() {
         let line = "58 0x1 0x2 0x3 0x4 0x5 0xff 0x7ffe 0x7f00\n";
-        assert_eq!(parse_syscall(line), Some((58, [1, 2, 3, 4, 5, 255])));
+        let call = BlockedCall { nr: 58, args: [1, 2, 3, 4, 5, 255], rsp: 0x7ffe, rip: 0x7f00 };
+        assert_eq!(parse_syscall(line), Some(call));
+        let line = "7 0x5595deff9330 0x0 0x7530 0x0 0x0 0x0 0x7ffdf00cf868 0x7f402191a230\n";
+        let call = parse_syscall(line).unwrap();
+        assert_eq!(
+            (call.nr, call.args[2], call.rsp, call.rip),
+            (7, 30_000, 0x7ffd_f00c_f868, 0x7f40_2191_a230)
+        );
         assert_eq!(parse_syscall("running\n"), None);
         assert_eq!(parse_syscall("-1 0x7ffe 0x7f00\n"), None);
+        assert!(!waits_in_vfork(Pid::this()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 use crate::ptrace::Registers;
-use crate::task::{self, Waiting};
+use crate::task::{self, BlockedCall};
 
 /// How often a thread goes to sleep by being frozen and seized.
 const STOPS: u64 = 2;
@@ -65,7 +65,7 @@ impl Limit {
 /// A call that a thread slept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Asleep {
-    call: Waiting,
+    call: BlockedCall,
     /// On CLOCK_MONOTONIC.
     since: Duration,
     /// How often the thread has slept.
@@ -77,11 +77,11 @@ pub struct Asleep {
 pub struct Sleepers(HashMap<Pid, Asleep>);
 
 impl Sleepers {
-    /// Looks at threads that run, by (process, thread). Whose time is not known is not among them.
+    /// Looks at threads that run. Whose time is not known is not among them.
     #[must_use]
-    pub fn look(threads: impl IntoIterator<Item = (Pid, Pid)>) -> Self {
+    pub fn look(threads: impl IntoIterator<Item = Pid>) -> Self {
         let mut clocks = Clocks::default();
-        let asleep = |(pid, tid): (Pid, Pid)| Some((tid, look(pid, tid, &mut clocks)?));
+        let asleep = |tid: Pid| Some((tid, look(tid, &mut clocks)?));
         Self(threads.into_iter().filter_map(asleep).collect())
     }
 
@@ -89,7 +89,7 @@ impl Sleepers {
     #[must_use]
     pub fn elapsed(&self, tid: Pid, nr: u64, args: &[u64; 6], at_stop: &Registers) -> Option<Duration> {
         let asleep = self.0.get(&tid)?;
-        let call = Waiting { nr: at_stop.orig_rax, args: *args, rsp: at_stop.rsp, rip: at_stop.rip };
+        let call = BlockedCall { nr: at_stop.orig_rax, args: *args, rsp: at_stop.rsp, rip: at_stop.rip };
         // One that has slept in between may have made the call anew.
         let slept = || sched(&format!("/proc/{tid}"))?.1.checked_sub(asleep.switches);
         (asleep.call == call && Limit::of(nr, args).is_some() && slept()? <= STOPS)
@@ -98,12 +98,12 @@ impl Sleepers {
 }
 
 /// What a thread sleeps in; only if it is, or may be, a call with a time limit.
-fn look(pid: Pid, tid: Pid, clocks: &mut Clocks) -> Option<Asleep> {
-    let call = task::waiting(pid, tid)?;
+fn look(tid: Pid, clocks: &mut Clocks) -> Option<Asleep> {
+    let call = task::blocked_in(tid)?;
     if call.nr != libc::SYS_restart_syscall as u64 {
         Limit::of(call.nr, &call.args)?;
     }
-    let directory = format!("/proc/{pid}/task/{tid}");
+    let directory = format!("/proc/{tid}");
     let (left, switches) = sched(&directory)?;
     let since = clocks.monotonic(cpu(&fs::read(format!("{directory}/stat")).ok()?)?, left)?;
     Some(Asleep { call, since, switches })
@@ -205,7 +205,7 @@ mod tests {
         });
         let tid = tid.recv().unwrap();
         std::thread::sleep(Duration::from_millis(300));
-        let sleepers = Sleepers::look([(Pid::this(), tid)]);
+        let sleepers = Sleepers::look([tid]);
         if fs::metadata("/proc/self/sched").is_ok() {
             let asleep = sleepers.0.get(&tid).unwrap();
             let slept = now().saturating_sub(asleep.since).as_millis();

@@ -110,12 +110,14 @@ fn unshared(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
 
 /// A thread that waits for a child of vfork(2), for longer than a program takes to be executed.
 fn in_vfork(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
-    let pid = Pid::from_raw(candidate.pid);
-    for _ in 0..VFORK_LOOKS {
-        if !task::waits_in_vfork(pid, tid) {
+    // One that makes a child after the other wakes in between.
+    let asleep = || task::status(tid).ok().map(|status| status.sleeps).filter(|_| task::waits_in_vfork(tid));
+    let first = asleep()?;
+    for _ in 1..VFORK_LOOKS {
+        std::thread::sleep(VFORK_PAUSE);
+        if asleep() != Some(first) {
             return None;
         }
-        std::thread::sleep(VFORK_PAUSE);
     }
     let text = "it waits in vfork(2) for a child that uses its memory, and cannot be stopped meanwhile";
     let remedy = "try again when the child has executed its program or has ended";

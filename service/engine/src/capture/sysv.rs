@@ -313,13 +313,13 @@ fn read(pid: i32, queues: &mut [MessageQueue]) -> Result<Vec<Option<String>>, Er
 fn waited_for(members: &[(UnitIndex, i32)]) -> (HashSet<i32>, HashSet<i32>) {
     let (mut queues, mut sets) = (HashSet::new(), HashSet::new());
     let threads = members.iter().filter_map(|(_, pid)| task::threads(TaskId::from_raw(*pid)).ok()).flatten();
-    for (number, arguments) in threads.filter_map(task::blocked_in) {
-        let waited_for = match number {
+    for call in threads.filter_map(task::blocked_in) {
+        let waited_for = match call.nr as i64 {
             libc::SYS_msgsnd | libc::SYS_msgrcv => &mut queues,
             libc::SYS_semop | libc::SYS_semtimedop => &mut sets,
             _ => continue,
         };
-        waited_for.extend(i32::try_from(arguments[0]));
+        waited_for.extend(i32::try_from(call.args[0]));
     }
     (queues, sets)
 }

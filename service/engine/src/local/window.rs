@@ -156,13 +156,9 @@ impl Window<'_> {
         Ok(StoppedGroup { processes, sleepers, since, instant })
     }
 
-    /// Every thread, after its process.
-    fn threads(&self) -> Result<Vec<(Pid, Pid)>, Error> {
-        let of = |pid: i32| {
-            let pid = Pid::from_raw(pid);
-            // One that has ended meanwhile has none.
-            task::threads(pid).unwrap_or_default().into_iter().map(move |tid| (pid, tid))
-        };
+    /// Every thread; of a process that has ended meanwhile none.
+    fn threads(&self) -> Result<Vec<Pid>, Error> {
+        let of = |pid: i32| task::threads(Pid::from_raw(pid)).unwrap_or_default();
         Ok(self.pids()?.into_iter().flat_map(of).collect())
     }
 
