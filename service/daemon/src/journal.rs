@@ -121,6 +121,7 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             CKPT_FREEZE_USEC = i.freeze_usec,
             CKPT_BYTES = i.image_bytes,
             CKPT_PROCESSES = i.processes,
+            CKPT_STAGES = ckpt_engine::timeline::line(&i.stages),
             "checkpoint {} of group {group} is durable: {} processes stood still for {} µs, {} bytes",
             i.id,
             i.processes,

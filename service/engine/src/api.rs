@@ -106,6 +106,9 @@ pub struct CheckpointInfo {
     pub tags: Vec<String>,
     /// Units and their main PIDs.
     pub units: Vec<UnitMain>,
+    /// Where the freeze window went; told once, when it was made.
+    #[serde(default, skip_serializing_if = "Laps::is_empty")]
+    pub stages: Laps,
 }
 
 /// A snapshot of one subvolume.

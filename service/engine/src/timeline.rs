@@ -1,4 +1,4 @@
-//! Where the time of a restore goes.
+//! Where the time of a restore, and of a freeze window, goes.
 
 use std::time::Instant;
 

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ckpt_engine::capture::{Files, Members};
+use ckpt_engine::timeline::Timeline;
 use ckpt_image::records::{NamespaceRecord, ProcessRecord, ProcessState, UnitRecord};
 use ckpt_sys::cgroup::{self, Cgroup};
 use ckpt_sys::thread::Deadline;
@@ -63,7 +64,7 @@ impl Group {
         let units = [self.unit()];
         let mut members = Members::hold(processes, &units, deadline).unwrap();
         let mut files = Files::new(vec![], vec![]);
-        let captured = members.capture(&units, &mut files, deadline).unwrap();
+        let captured = members.capture(&units, &mut files, deadline, &mut Timeline::start()).unwrap();
         members.release().unwrap();
         (captured, files)
     }
@@ -205,43 +206,4 @@ fn a_script_that_forks_all_the_time_goes_on() {
         until("it counts on", || number() > before);
     }
     let _ = std::fs::remove_file(&count);
-}
-
-/// Not a test: times the stages over a cgroup that is named in the environment.
-#[test]
-#[ignore = "a measurement, for a cgroup of one's own"]
-fn stages() {
-    let Ok(name) = std::env::var("CKPT_TEST_CGROUP") else { return };
-    let cgroup = Cgroup::open(&name).unwrap();
-    let unit = UnitRecord {
-        name: "test.service".into(),
-        cgroup: cgroup.name().into(),
-        main_pid: None,
-        namespaces: NamespaceRecord::default(),
-        clocks: Default::default(),
-        ephemeral: vec![],
-        private_users: false,
-    };
-    for _ in 0..10 {
-        let deadline = Deadline::after(Duration::from_secs(5));
-        let begun = Instant::now();
-        let processes = seize::seize_all(std::slice::from_ref(&cgroup), deadline).unwrap();
-        let seized = begun.elapsed();
-        let mut members = Members::hold(processes, std::slice::from_ref(&unit), deadline).unwrap();
-        let held = begun.elapsed();
-        let mut files = Files::new(vec![], vec![]);
-        let captured = members.capture(std::slice::from_ref(&unit), &mut files, deadline).unwrap();
-        let done = begun.elapsed();
-        let threads = members.threads();
-        members.release().unwrap();
-        println!(
-            "{} processes, {threads} threads: seize {seized:?}, hold {:?}, capture {:?}, release {:?}; problems {:?}",
-            captured.processes.len(),
-            held - seized,
-            done - held,
-            begun.elapsed() - done,
-            captured.problems.first(),
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }

@@ -71,6 +71,7 @@ fn nothing() -> CheckpointInfo {
         description: String::new(),
         tags: Vec::new(),
         units: Vec::new(),
+        stages: Vec::new(),
     }
 }
 

@@ -100,6 +100,7 @@ impl Engine for MemoryEngine {
             description: request.description.clone(),
             tags: request.tags.clone(),
             units: vec![UnitMain { unit: "a.service".into(), main_pid: 7 }],
+            stages: vec![],
         };
         self.checkpoints.lock().unwrap().entry(group.name.clone()).or_default().insert(0, info.clone());
         Ok(info)

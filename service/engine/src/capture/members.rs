@@ -26,6 +26,7 @@ use super::member::{Answers, Member, refusal};
 use super::sharing::{self, Partition};
 use super::text;
 use crate::api::Problem;
+use crate::timeline::Timeline;
 
 /// What is told of an address space besides its mappings.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,6 +144,7 @@ impl Members {
         units: &[UnitRecord],
         files: &mut FileRegistry,
         deadline: Deadline,
+        time: &mut Timeline,
     ) -> Result<Captured, SysError> {
         let mut captured = Captured { problems: std::mem::take(&mut self.problems), ..Captured::default() };
         self.check_namespaces(units, &mut captured.problems);
@@ -151,7 +153,9 @@ impl Members {
         let mut ids = self.identities();
         captured.living = self.members.iter().map(|m| (m.unit, m.live.pid().as_raw())).collect();
         let mut filters = Filters::default();
+        time.lap("relations");
         let mut told = self.ask(units, &shares, deadline, &mut captured.problems)?;
+        time.lap("questions");
         for (place, told) in told.iter_mut().enumerate() {
             let Some(told) = told.take() else { continue };
             let member = &self.members[place];
@@ -165,6 +169,7 @@ impl Members {
         captured.processes = parents_first(captured.processes);
         captured.seccomp_filters = filters.into_programs();
         captured.identities = ids;
+        time.lap("members");
         Ok(captured)
     }
 

@@ -33,6 +33,8 @@ pub struct Freezer<'a> {
     pub run: &'a Path,
     /// The cgroups that hold the group.
     pub cgroups: &'a [Cgroup],
+    /// The end of the window.
+    pub deadline: Deadline,
 }
 
 /// Frozen; thaws when dropped, and then forgets the record.
@@ -42,10 +44,10 @@ struct Standstill {
 }
 
 impl Freezer<'_> {
-    fn freeze(&self, deadline: Deadline) -> Result<Standstill, Error> {
+    fn freeze(&self) -> Result<Standstill, Error> {
         let names: Vec<_> = self.cgroups.iter().map(|c| c.name().to_owned()).collect();
         let record = FrozenRecord::write(self.run, self.group, &names)?;
-        let frozen = Frozen::freeze(self.cgroups, deadline).map_err(|e| match e {
+        let frozen = Frozen::freeze(self.cgroups, self.deadline).map_err(|e| match e {
             ckpt_sys::Error::Deadline { .. } => {
                 Error::FreezeTimeout { group: self.group.into(), why: with_sources(&e) }
             }
@@ -60,7 +62,6 @@ impl Freezer<'_> {
         records: &mut [QueueRecord],
         open: &[OpenQueue],
         unit: impl Fn(&QueueRecord) -> String,
-        deadline: Deadline,
     ) -> Result<Vec<Problem>, Error> {
         let filled =
             |queue: &&OpenQueue| posix_queues::limits(queue.queue.as_fd()).is_ok_and(|limits| limits.now > 0);
@@ -68,7 +69,7 @@ impl Freezer<'_> {
         if !open.iter().any(|queue| filled(&queue)) {
             return Ok(problems);
         }
-        let _standstill = self.freeze(deadline)?;
+        let _standstill = self.freeze()?;
         for (nth, (record, open)) in records.iter_mut().zip(open).enumerate().filter(|(_, (_, o))| filled(o))
         {
             let note = Note { path: self.run.join("queues").join(format!("{}-{nth}", self.group)) };

@@ -29,6 +29,7 @@ use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::members::living_task;
 use crate::storage::Subvolume;
+use crate::timeline::Timeline;
 use crate::track::{Chain, SpaceKey, WatchedSpace};
 use crate::{check, machine, pinned};
 
@@ -140,8 +141,9 @@ impl Capture {
         precopy: Precopy,
         directory: &Path,
         freezer: &Freezer<'_>,
-        deadline: Deadline,
+        time: &mut Timeline,
     ) -> Result<Captured, Error> {
+        let deadline = freezer.deadline;
         let Precopy { mut pages, spaces: mut early, speed, .. } = precopy;
         let clocks = machine::clocks()?;
         for (index, unit) in self.units.iter_mut().enumerate() {
@@ -155,13 +157,14 @@ impl Capture {
             }
             other => Error::Failed(format!("capture of {group}: {}", with_sources(&other))),
         };
-        let people = members.capture(&self.units, &mut self.files, deadline).map_err(failed)?;
+        let people = members.capture(&self.units, &mut self.files, deadline, time).map_err(failed)?;
         refuse(group, &people.problems)?;
         let homes = homes(&mut self.units, &people);
         let mut open = descriptors(&self.units, &people, &mut self.files, &mut self.objects, self.outside)?;
         refuse(group, &open.problems)?;
+        time.lap("descriptors");
         let unit = |queue: &QueueRecord| self.units[queue.unit.index()].name.clone();
-        refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit, deadline)?)?;
+        refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit)?)?;
 
         let mut memory = self.plan.begin();
         let keys: Vec<_> = people.spaces.iter().map(|facts| SpaceKey::of(facts.pid)).collect();
@@ -201,17 +204,20 @@ impl Capture {
             chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
         }
         refuse(group, memory.problems())?;
+        time.lap("spaces");
         early.into_values().for_each(|gone| pages.rename(gone.provisional, None));
         let (sysv, problems) = sysv::take(&self.units, &people, members, &mut self.objects, deadline)?;
         refuse(group, &problems)?;
         memory.contents(&self.files, &self.objects, Some(&chain)).map_err(|e| e.for_group(group))?;
         archive_ephemeral(&mut self.units, &homes, directory)?;
+        time.lap("contents");
         let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
         if chain.tracker.is_live() {
             frozen_copies::make(&mut memory, members, &people, &self.units, speed, deadline)
                 .map_err(failed)?;
         }
+        time.lap("copies");
         let until = std::time::Instant::now() + deadline.left();
         let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;
         for (key, space) in &mut chain.spaces {
@@ -221,6 +227,7 @@ impl Capture {
                 watch.settle(live, deadline).map_err(failed)?;
             }
         }
+        time.lap("copy");
         let mut kernel = machine::kernel()?;
         kernel.xcr0 = people
             .processes

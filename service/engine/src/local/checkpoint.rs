@@ -97,7 +97,8 @@ fn attempt(
         return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
     }
     job.stage(Stage::Frozen);
-    let freezer = Freezer { group: &group.name, run: window.run, cgroups: window.cgroups };
+    let freezer =
+        Freezer { group: &group.name, run: window.run, cgroups: window.cgroups, deadline: still.deadline };
     let taken = capture_paired(capture, (chain, precopy), &mut still, prepared, &staging.path, &freezer);
     let draft = Draft { id, group, request, units: &units, instant: still.instant, parent };
     if request.stop {
@@ -109,14 +110,15 @@ fn attempt(
         engine.hold(&group.name, outside);
         return Ok(describe::info(&manifest));
     }
-    let freeze_usec = micros(pause + still.end()?);
+    let (window, stages) = still.end()?;
+    let freeze_usec = micros(pause + window);
     let (captured, taken) = taken?;
     engine.hold(&group.name, Vec::new()); // what an earlier end of the group left
     job.captured(&id.to_string());
     let (manifest, mut chain) = commit(engine, draft, staging, captured, taken, freeze_usec, job)?;
     chain.parent = Some(manifest.id);
     engine.keep_chain(&group.name, chain);
-    Ok(describe::info(&manifest))
+    Ok(CheckpointInfo { stages, ..describe::info(&manifest) })
 }
 
 /// Captures in the window, with the snapshots beside it. On failure the snapshots are gone; the caller ends the window.
@@ -128,9 +130,10 @@ fn capture_paired<'s>(
     directory: &Path,
     freezer: &Freezer<'_>,
 ) -> Result<(Captured, Taken<'s>), Error> {
-    let deadline = still.deadline;
-    let members = &mut still.members;
-    paired(prepared, || capture.take(members, chain, precopy, directory, freezer, deadline))
+    let (members, time) = (&mut still.members, &mut still.time);
+    let done = paired(prepared, || capture.take(members, chain, precopy, directory, freezer, time));
+    time.lap("snapshots");
+    done
 }
 
 /// What the manifest says besides what is measured and written.

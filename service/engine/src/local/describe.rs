@@ -41,6 +41,7 @@ pub fn info(manifest: &Manifest) -> CheckpointInfo {
         .into(),
         description: manifest.description.clone(),
         tags: manifest.tags.clone(),
+        stages: Vec::new(),
         units: manifest
             .units
             .iter()
@@ -68,6 +69,7 @@ pub fn undo(group: &str, undo: &UndoInfo) -> CheckpointInfo {
         description: "files that a restore put aside".into(),
         tags: Vec::new(),
         units: Vec::new(),
+        stages: Vec::new(),
     }
 }
 

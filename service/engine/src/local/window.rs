@@ -27,6 +27,7 @@ use crate::error::{Error, with_sources};
 use crate::frozen::FrozenRecord;
 use crate::members::living_task;
 use crate::storage::{Prepared, Subvolume, Taken};
+use crate::timeline::{Laps, Timeline};
 
 /// How often a freeze is tried again because an operation slipped in or a thread could not stop.
 const ATTEMPTS: u32 = 8;
@@ -57,6 +58,8 @@ pub struct Still {
     pub since: Instant,
     /// The same on the clock of the calendar.
     pub instant: Timestamp,
+    /// Where the time since then goes.
+    pub time: Timeline,
     // Dropped after the processes: the gates open last.
     barrier: Barrier,
     /// On a busy machine the group would else stand still while other programs have their turn.
@@ -64,14 +67,15 @@ pub struct Still {
 }
 
 impl Still {
-    /// Lets everything run on. Returns how long it stood still.
-    pub fn end(self) -> Result<Duration, Error> {
-        let Still { members, since, barrier, .. } = self;
+    /// Lets everything run on. Returns how long it stood still, and for what.
+    pub fn end(self) -> Result<(Duration, Laps), Error> {
+        let Still { members, since, barrier, mut time, .. } = self;
         let released = members.release();
         let window = since.elapsed();
+        time.lap("release");
         drop(barrier);
         released.map_err(failed("let the members go on"))?;
-        Ok(window)
+        Ok((window, time.laps()))
     }
 }
 
@@ -90,7 +94,7 @@ impl Window<'_> {
                 Ok(stopped) => {
                     let since = stopped.since;
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
-                    let mut members = self.hold(stopped, deadline)?;
+                    let (mut members, _) = self.hold(stopped, deadline)?;
                     let done = work(&mut members, deadline);
                     members.release().map_err(failed("let the members go on"))?;
                     return Ok((done?, since.elapsed()));
@@ -121,8 +125,16 @@ impl Window<'_> {
                 Ok(stopped) => {
                     let (since, instant) = (stopped.since, stopped.instant);
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
-                    let members = self.hold(stopped, deadline)?;
-                    return Ok(Still { members, deadline, since, instant, barrier, _preferred: preferred });
+                    let (members, time) = self.hold(stopped, deadline)?;
+                    return Ok(Still {
+                        members,
+                        deadline,
+                        since,
+                        instant,
+                        time,
+                        barrier,
+                        _preferred: preferred,
+                    });
                 }
                 Err(Attempt::Again(why)) => last = why,
                 Err(Attempt::Final(error)) => return Err(error),
@@ -132,11 +144,12 @@ impl Window<'_> {
     }
 
     /// Takes what was stopped over.
-    fn hold(&self, stopped: StoppedGroup, deadline: Deadline) -> Result<Members, Error> {
+    fn hold(&self, mut stopped: StoppedGroup, deadline: Deadline) -> Result<(Members, Timeline), Error> {
         let members = Members::hold(stopped.processes, self.units, deadline);
         let mut members = members.map_err(failed("look at the members"))?;
         members.keep_time_limits(&stopped.sleepers).map_err(failed("keep the time limits of calls"))?;
-        Ok(members)
+        stopped.time.lap("hold");
+        Ok((members, stopped.time))
     }
 
     /// One attempt to stop everything.
@@ -145,15 +158,17 @@ impl Window<'_> {
         let _record = FrozenRecord::write(self.run, self.group, &names).map_err(Attempt::Final)?;
         let threads = self.threads().map_err(Attempt::Final)?;
         let sleepers = Sleepers::look(threads);
-        let since = Instant::now();
+        let (since, mut time) = (Instant::now(), Timeline::start());
         let deadline = Deadline::after(self.max_freeze);
         let frozen = Frozen::freeze(self.cgroups, deadline).map_err(attempt)?;
         let instant = Timestamp::now();
+        time.lap("freeze");
         if barrier.is_some_and(|barrier| !barrier.still_quiet()) {
             return Err(Attempt::Again("file operations began faster than they could be held back".into()));
         }
         let processes = seize_frozen(frozen, deadline).map_err(attempt)?;
-        Ok(StoppedGroup { processes, sleepers, since, instant })
+        time.lap("seize");
+        Ok(StoppedGroup { processes, sleepers, since, instant, time })
     }
 
     /// Every thread; of a process that has ended meanwhile none.
@@ -184,6 +199,7 @@ struct StoppedGroup {
     sleepers: Sleepers,
     since: Instant,
     instant: Timestamp,
+    time: Timeline,
 }
 
 /// How an attempt to stop the group failed.
