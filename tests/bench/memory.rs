@@ -6,9 +6,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ckpt_engine::capture::members::SpaceFacts;
 use ckpt_engine::capture::memory::{Member, Plan, SpaceInput};
 use ckpt_engine::capture::{Files, Objects};
-use ckpt_image::records::{SpaceId, UnitIndex};
+use ckpt_image::records::{LayoutRecord, SpaceId, UnitIndex};
 use ckpt_image::{PageReader, PagesWriter};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -53,8 +54,16 @@ fn round(pid: Pid) -> [f64; 6] {
     });
     let (mut files, mut objects) = (Files::new(vec![], vec![]), Objects::new());
     let mut capture = plan.begin();
+    let facts = SpaceFacts {
+        pid,
+        unit: UnitIndex(0),
+        layout: LayoutRecord::default(),
+        auxv: Vec::new(),
+        thp_disabled: false,
+        runner: Vec::new(),
+    };
     let (_, space) = timed(|| {
-        let input = SpaceInput::whole(SpaceId(0), 0, &[]);
+        let input = SpaceInput::whole(SpaceId(0), &facts);
         capture.space(&member, input, &mut files, &mut objects).expect("a stopped victim")
     });
     let (mut copied, copy) = timed(|| capture.copy(None).expect("a stopped victim"));

@@ -140,8 +140,6 @@ fn a_shell_and_its_children_are_recorded_as_they_are() {
     let space = &captured.spaces[body.space.index()];
     assert!(space.layout.brk >= space.layout.start_brk && space.layout.arg_start < space.layout.env_start);
     assert!(space.runner.len() == 1 && !space.auxv.is_empty());
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
-    assert_eq!(files.get(space.exe).path, exe);
 
     let sleep = captured.processes[1].body.as_ref().unwrap();
     let call = sleep.threads[0].interrupted.as_ref().unwrap();

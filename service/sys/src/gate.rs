@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::{AddrRange, VirtAddr, task};
+use crate::{AddrRange, VirtAddr, proc_file, task};
 
 /// An operation that a table tells. Everything but the process is the member's own word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl Gate {
     pub fn find(pid: i32) -> Result<Option<Gate>> {
         let pid = Pid::from_raw(pid);
         let path = format!("/proc/{pid}/maps");
-        let maps = fs::read(&path).map_err(|e| match e.raw_os_error() {
+        let maps = proc_file::read(&path).map_err(|e| match e.raw_os_error() {
             Some(libc::ENOENT | libc::ESRCH) => Error::Gone(pid),
             _ => Error::io("read", path, &e),
         })?;
@@ -278,7 +278,7 @@ impl Threads {
 /// A thread's id in its own PID namespace (the last number of NSpid in /proc/PID/task/TID/status, Linux 4.1), and
 /// whether it runs or sleeps uninterruptibly.
 fn look_at_thread(pid: Pid, tid: Pid) -> Option<(u32, bool)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let text = proc_file::read_text(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let inner = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?;
     Some((inner.parse().ok()?, matches!(task::parse_status(&text).state, 'R' | 'D')))
 }

@@ -46,6 +46,8 @@ pub struct Live {
     threads: Vec<Held>,
     status: Status,
     filters: Vec<Vec<u8>>,
+    /// Where the runner is or can be, until it is prepared.
+    place: Option<Place>,
     runner: Option<Runner>,
     booting: Option<Boot>,
     /// Threads in a batch, with the signal that is the sign of each.
@@ -111,6 +113,7 @@ impl Live {
             threads,
             status,
             filters: Vec::new(),
+            place,
             runner: None,
             booting: None,
             batches: Vec::new(),
@@ -147,7 +150,7 @@ impl Live {
     /// rseq(2) aborted. To be asked before a batch runs or after; it does not matter.
     pub fn saved_registers(&self, thread: usize) -> Result<Registers> {
         let held = self.threads.get(thread).ok_or(Error::Gone(self.pid))?;
-        let mut saved = restart::saved(&held.at_stop, held.signal_pending, &held.code_before());
+        let mut saved = restart::saved(&held.at_stop, held.signal_pending, || held.code_before());
         if let Some(rest) = held.rest.filter(|_| saved.rip != held.at_stop.rip) {
             rest.set(&mut saved);
         }
@@ -238,7 +241,7 @@ impl Live {
         if !self.allowed() {
             return Err(no("its seccomp filter does not allow what the runner itself needs"));
         }
-        let place = Place::find(self.pid)?;
+        let place = self.place.take().map_or_else(|| Place::find(self.pid), Ok)?;
         let wanted = self.threads.len() as u64;
         match place.installed()? {
             Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => {

@@ -10,15 +10,13 @@
 //! place of the flags; PROCMAP_QUERY (Linux 6.11) does not have them.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::{AddrRange, VirtAddr};
+use crate::{AddrRange, VirtAddr, proc_file};
 
 /// One mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,13 +120,9 @@ pub fn read_smaps(pid: Pid) -> Result<Vec<Mapping>> {
 fn read(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
     const TRIES: usize = 20;
     let path = PathBuf::from(format!("/proc/{pid}/{file}"));
-    let mut text = Vec::new();
     let mut refused = String::new();
     for _ in 0..TRIES {
-        text.clear();
-        File::open(&path)
-            .and_then(|mut open| open.read_to_end(&mut text))
-            .map_err(|e| Error::io("read", &path, &e))?;
+        let text = proc_file::read(&path).map_err(|e| Error::io("read", &path, &e))?;
         match parse(&text) {
             Ok(mappings) => return Ok(mappings),
             Err(what) => refused = what,

@@ -1,5 +1,8 @@
 //! Which pages of a process are its own: PAGEMAP_SCAN (Linux 6.7, ioctl_pagemap_scan(2)) on /proc/PID/pagemap.
 
+mod census;
+
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -10,6 +13,8 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result, Subject};
 use crate::{AddrRange, VirtAddr};
+
+pub use census::Census;
 
 /// _IOWR('f', 16, struct pm_scan_arg).
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -55,8 +60,13 @@ pub struct Tracked {
 pub struct Pagemap {
     pid: Pid,
     file: File,
-    buffer: Vec<raw::page_region>,
     guards: bool,
+}
+
+thread_local! {
+    /// What one call tells.
+    static REGIONS: RefCell<Vec<raw::page_region>> =
+        RefCell::new(vec![raw::page_region { start: 0, end: 0, categories: 0 }; BATCH]);
 }
 
 /// The masks of one PAGEMAP_SCAN.
@@ -101,13 +111,26 @@ impl Masks {
     }
 }
 
+impl Tracked {
+    /// Adds a part of a region of these categories.
+    fn add(&mut self, categories: u64, part: AddrRange) {
+        if categories & GUARD != 0 {
+            part.append_to(&mut self.guards);
+            return;
+        }
+        let watched = categories & WATCHED != 0;
+        self.unwatched |= !watched;
+        let clean = watched && categories & WRITTEN == 0;
+        part.append_to(if clean { &mut self.clean } else { &mut self.written });
+    }
+}
+
 impl Pagemap {
     /// Opens it. Needs what ptrace(2) needs.
     pub fn open(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}/pagemap");
         let file = File::open(&path).map_err(|e| Error::io("open", path, &e))?;
-        let empty = raw::page_region { start: 0, end: 0, categories: 0 };
-        Ok(Self { pid, file, buffer: vec![empty; BATCH], guards: true })
+        Ok(Self { pid, file, guards: true })
     }
 
     /// What lies inside `range`, appended to `found`.
@@ -134,15 +157,7 @@ impl Pagemap {
             Masks { told: masks.told | WRITTEN | WATCHED, ..masks }
         };
         self.walk(range, masks, |region, parts| {
-            if region.categories & GUARD != 0 {
-                region_range(region).append_to(&mut found.guards);
-                return;
-            }
-            let watched = region.categories & WATCHED != 0;
-            found.unwatched |= !watched && !parts.is_empty();
-            let clean = watched && region.categories & WRITTEN == 0;
-            let list = if clean { &mut found.clean } else { &mut found.written };
-            parts.iter().for_each(|part| part.append_to(list));
+            parts.iter().for_each(|part| found.add(region.categories, *part));
         })
     }
 
@@ -181,11 +196,21 @@ impl Pagemap {
         &mut self,
         range: AddrRange,
         masks: impl Fn(bool) -> Masks,
+        each: impl FnMut(&raw::page_region, &[AddrRange]),
+    ) -> Result<()> {
+        REGIONS.with_borrow_mut(|buffer| self.walk_by(buffer, range, masks, each))
+    }
+
+    fn walk_by(
+        &mut self,
+        buffer: &mut [raw::page_region],
+        range: AddrRange,
+        masks: impl Fn(bool) -> Masks,
         mut each: impl FnMut(&raw::page_region, &[AddrRange]),
     ) -> Result<()> {
         let mut from = range.start;
         while from < range.end {
-            let count = match self.call(from, range.end, masks(self.guards)) {
+            let count = match self.call(buffer, from, range.end, masks(self.guards)) {
                 Err(Errno::EINVAL) if self.guards => {
                     self.guards = false;
                     continue;
@@ -196,16 +221,15 @@ impl Pagemap {
                 }
                 Ok(count) => count,
             };
-            for at in 0..count {
-                let region = self.buffer[at];
-                let whole = region_range(&region);
-                match region.categories & SWAPPED {
-                    0 => each(&region, &[whole]),
-                    _ => each(&region, &self.without_marks(whole)?),
+            for region in &buffer[..count] {
+                let whole = region_range(region);
+                match region.categories & (SWAPPED | GUARD) {
+                    SWAPPED => each(region, &self.without_marks(whole)?),
+                    _ => each(region, &[whole]),
                 }
             }
             // Not walk_end: up to Linux 6.18 it can lie before pages that were told already.
-            match self.buffer[..count].last() {
+            match buffer[..count].last() {
                 Some(last) if count == BATCH && last.end > from.0 => from = VirtAddr(last.end),
                 _ => break,
             }
@@ -248,15 +272,21 @@ impl Pagemap {
     }
 
     /// One ioctl: the number of regions in the buffer; fewer than fit means that the walk came to its end.
-    fn call(&mut self, start: VirtAddr, end: VirtAddr, masks: Masks) -> std::result::Result<usize, Errno> {
+    fn call(
+        &self,
+        buffer: &mut [raw::page_region],
+        start: VirtAddr,
+        end: VirtAddr,
+        masks: Masks,
+    ) -> std::result::Result<usize, Errno> {
         let mut arg = raw::pm_scan_arg {
             size: std::mem::size_of::<raw::pm_scan_arg>() as u64,
             flags: masks.flags,
             start: start.0,
             end: end.0,
             walk_end: 0,
-            vec: self.buffer.as_mut_ptr() as u64,
-            vec_len: self.buffer.len() as u64,
+            vec: buffer.as_mut_ptr() as u64,
+            vec_len: buffer.len() as u64,
             max_pages: 0,
             category_inverted: masks.not,
             category_mask: masks.not | masks.all,
@@ -346,5 +376,19 @@ mod tests {
         let three = AddrRange::new(VirtAddr(first + 10 * PAGE), 3 * PAGE);
         map.scan(three, Wanted::OwnOrZero, &mut with_zero).unwrap();
         assert_eq!(with_zero.pages, [three]);
+
+        // The same of a walk over more than that.
+        let around = AddrRange::new(VirtAddr(first - 16 * PAGE), whole.len() + 32 * PAGE);
+        let census = map.census(&[around]).unwrap();
+        for (range, wanted) in [(whole, Wanted::Own), (three, Wanted::OwnOrZero)] {
+            let (mut found, mut again) = (Found::default(), Found::default());
+            map.scan(range, wanted, &mut found).unwrap();
+            census.scan(range, wanted, &mut again);
+            assert_eq!(found, again);
+            let (mut found, mut again) = (Tracked::default(), Tracked::default());
+            map.tracked(range, wanted, &mut found).unwrap();
+            census.tracked(range, wanted, &mut again);
+            assert_eq!(found, again);
+        }
     }
 }

@@ -109,11 +109,11 @@ pub fn without_kernel(regs: &Registers) -> Registers {
 /// with the rest where the program asked to be told it, else with the whole time; `before` are the bytes before rip,
 /// from which its number is read when it was restarted before (orig_rax is 219 then). Where that fails it answers EINTR.
 #[must_use]
-pub fn saved(regs: &Registers, signal_pending: bool, before: &[u8]) -> Registers {
+pub fn saved(regs: &Registers, signal_pending: bool, before: impl FnOnce() -> Vec<u8>) -> Registers {
     let mut saved = live(regs, signal_pending);
     let restarting = saved.orig_rax == RESTART_SYSCALL && interrupted(&saved).is_some();
     if saved.orig_rax as i64 >= 0 && (saved.rax as i64 == RESTARTBLOCK || restarting) {
-        let nr = if restarting { original(before) } else { Some(saved.orig_rax) };
+        let nr = if restarting { original(&before()) } else { Some(saved.orig_rax) };
         match nr {
             Some(nr) => {
                 wind_back(&mut saved);
@@ -213,7 +213,7 @@ mod tests {
         ];
         for (nr, rax, pending, (rip, after), live_rax) in table {
             let at_stop = regs(*nr, *rax);
-            let saved = saved(&at_stop, *pending, &[]);
+            let saved = saved(&at_stop, *pending, Vec::new);
             assert_eq!((saved.rip, saved.rax as i64), (*rip, *after), "saved {nr} {rax} {pending}");
             assert_eq!(saved.orig_rax, u64::MAX);
             let live = live(&at_stop, *pending);
@@ -224,24 +224,24 @@ mod tests {
     #[test]
     fn a_call_restarted_before_is_known_by_its_code() {
         let code = [0xb8, 0xe6, 0, 0, 0, 0x48, 0x89, 0xc7, 0x0f, 0x05];
-        let after = saved(&regs(219, -516), false, &code);
+        let after = saved(&regs(219, -516), false, || code.to_vec());
         assert_eq!((after.rip, after.rax), (0x1000, 230));
         // Another call's number in the code does not mislead.
         let other = [0xb8, 0x01, 0, 0, 0, 0x0f, 0x05];
-        assert_eq!(saved(&regs(219, -516), false, &other).rax as i64, -4);
-        assert_eq!(saved(&regs(219, -516), false, &code[..9]).rax as i64, -4);
+        assert_eq!(saved(&regs(219, -516), false, || other.to_vec()).rax as i64, -4);
+        assert_eq!(saved(&regs(219, -516), false, || code[..9].to_vec()).rax as i64, -4);
     }
 
     #[test]
     fn the_rest_is_slept_where_the_program_is_told_it() {
         let mut at_stop = regs(230, -516);
         (at_stop.rdi, at_stop.rsi, at_stop.rdx, at_stop.r10) = (1, 0, 0x5000, 0x6000);
-        assert_eq!(saved(&at_stop, false, &[]).rdx, 0x6000);
+        assert_eq!(saved(&at_stop, false, Vec::new).rdx, 0x6000);
         at_stop.r10 = 0;
-        assert_eq!(saved(&at_stop, false, &[]).rdx, 0x5000);
+        assert_eq!(saved(&at_stop, false, Vec::new).rdx, 0x5000);
         let mut at_stop = regs(35, -516);
         (at_stop.rdi, at_stop.rsi) = (0x5000, 0x6000);
-        assert_eq!(saved(&at_stop, false, &[]).rdi, 0x6000);
+        assert_eq!(saved(&at_stop, false, Vec::new).rdi, 0x6000);
     }
 
     #[test]

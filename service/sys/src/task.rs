@@ -5,7 +5,7 @@ use std::fs;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::{VirtAddr, remote};
+use crate::{VirtAddr, proc_file, remote};
 
 /// The state letter of a task and what else /proc/PID/status tells of it that matters here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -60,7 +60,7 @@ pub fn parse_status(text: &str) -> Status {
 /// The status of a process or thread. [`Error::Gone`] if there is none.
 pub fn status(tid: Pid) -> Result<Status> {
     let path = format!("/proc/{tid}/status");
-    match fs::read_to_string(&path) {
+    match proc_file::read_text(&path) {
         Ok(text) => Ok(parse_status(&text)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Err(Error::Gone(tid)),
         Err(e) => Err(Error::io("read", path, &e)),
@@ -116,7 +116,7 @@ pub fn threads(pid: Pid) -> Result<Vec<Pid>> {
 /// Errors: Io where it is gone, Parse.
 pub fn start_time(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{pid}/stat");
-    let stat = fs::read(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let stat = proc_file::read(&path).map_err(|e| Error::io("read", &path, &e))?;
     parse_start_time(&stat).ok_or_else(|| Error::Parse { path: path.into(), what: "no start time".into() })
 }
 
@@ -159,7 +159,7 @@ pub fn compare(one: Pid, other: Pid, what: Shared) -> Result<std::cmp::Ordering>
 /// The system call a sleeping task is in (proc_pid_syscall(5)); `None` if it runs or is in none.
 #[must_use]
 pub fn blocked_in(tid: Pid) -> Option<BlockedCall> {
-    parse_syscall(&fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?)
+    parse_syscall(&proc_file::read_text(format!("/proc/{tid}/syscall")).ok()?)
 }
 
 /// Reads a text of /proc/PID/syscall: number, arguments, stack pointer, program counter.

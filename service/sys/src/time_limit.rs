@@ -11,13 +11,13 @@
 //! ```
 
 use std::collections::HashMap;
-use std::fs;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity, sched_yield};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
+use crate::proc_file;
 use crate::ptrace::Registers;
 use crate::task::{self, BlockedCall};
 
@@ -105,13 +105,13 @@ fn look(tid: Pid, clocks: &mut Clocks) -> Option<Asleep> {
     }
     let directory = format!("/proc/{tid}");
     let (left, switches) = sched(&directory)?;
-    let since = clocks.monotonic(cpu(&fs::read(format!("{directory}/stat")).ok()?)?, left)?;
+    let since = clocks.monotonic(cpu(&proc_file::read(format!("{directory}/stat")).ok()?)?, left)?;
     Some(Asleep { call, since, switches })
 }
 
 /// When a thread last left its CPU, on that CPU's clock, and how often it has gone to sleep.
 fn sched(directory: &str) -> Option<(Duration, u64)> {
-    parse_sched(&fs::read_to_string(format!("{directory}/sched")).ok()?)
+    parse_sched(&proc_file::read_text(format!("{directory}/sched")).ok()?)
 }
 
 /// Lines of /proc/PID/sched: `se.exec_start : 16588060.166672` (milliseconds), `nr_voluntary_switches : 37`.
@@ -206,7 +206,7 @@ mod tests {
         let tid = tid.recv().unwrap();
         std::thread::sleep(Duration::from_millis(300));
         let sleepers = Sleepers::look([tid]);
-        if fs::metadata("/proc/self/sched").is_ok() {
+        if std::fs::metadata("/proc/self/sched").is_ok() {
             let asleep = sleepers.0.get(&tid).unwrap();
             let slept = now().saturating_sub(asleep.since).as_millis();
             assert!(

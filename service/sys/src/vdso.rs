@@ -8,13 +8,11 @@
 //!                      │ 0 magic [16]   16 area start   24 area length   32 threads that fit   40 busy │
 //! ```
 
-use std::fs;
-
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::remote::Mem;
-use crate::{AddrRange, VirtAddr, runner};
+use crate::{AddrRange, VirtAddr, proc_file, runner};
 
 /// What the header begins with; the last byte is the version of code and layout.
 const MAGIC: &[u8; 16] = b"ckpt-runner\0\0\0\0\x01";
@@ -63,7 +61,7 @@ impl Place {
     /// Finds it. [`Error::NoRunner`] where the process has no vDSO or no room in it.
     pub(crate) fn find(pid: Pid) -> Result<Self> {
         let path = format!("/proc/{pid}/auxv");
-        let auxv = fs::read(&path).map_err(|e| Error::io("read", path, &e))?;
+        let auxv = proc_file::read(&path).map_err(|e| Error::io("read", path, &e))?;
         let no = |why| Error::NoRunner { pid, why };
         let base = auxv_value(&auxv, AT_SYSINFO_EHDR).ok_or(no("it has no vDSO"))?;
         let mem = Mem::open(pid)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::time::Duration;
 
+use ckpt_dbus::names::escape;
 use ckpt_engine::Error;
 use futures_util::{Stream, StreamExt};
 use tokio::runtime::Handle;
@@ -55,32 +56,27 @@ impl Bridge {
         manager.inner().call_noreply("Reload", &()).await.map_err(|e| failed("daemon-reload", &e))
     }
 
-    /// The object of a unit, if it is loaded.
-    pub async fn loaded(&self, unit: &str) -> Result<Option<OwnedObjectPath>, Error> {
+    /// Whether a unit is loaded.
+    pub async fn is_loaded(&self, unit: &str) -> Result<bool, Error> {
         match self.manager().await?.get_unit(unit).await {
-            Ok(path) => Ok(Some(path)),
-            Err(error) if is_no_such_unit(&error) => Ok(None),
+            Ok(_) => Ok(true),
+            Err(error) if is_no_such_unit(&error) => Ok(false),
             Err(error) => Err(failed(unit, &error)),
         }
     }
 
-    /// The object of a unit that is loaded, or is loaded now.
-    pub async fn load(&self, unit: &str) -> Result<OwnedObjectPath, Error> {
-        self.manager().await?.load_unit(unit).await.map_err(|e| failed(unit, &e))
+    /// Properties of any unit. Whoever asks for one has systemd load the unit where it is not loaded.
+    pub async fn unit(&self, unit: &str) -> Result<UnitProxy<'static>, Error> {
+        let builder = UnitProxy::builder(&self.connection).path(object(unit));
+        let proxy = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await;
+        proxy.map_err(|e| failed(unit, &e))
     }
 
-    /// Properties of any unit.
-    pub async fn unit(&self, path: &OwnedObjectPath) -> Result<UnitProxy<'static>, Error> {
-        let builder = UnitProxy::builder(&self.connection).path(path.clone());
+    /// Properties of a service, in the same way.
+    pub async fn service(&self, unit: &str) -> Result<ServiceProxy<'static>, Error> {
+        let builder = ServiceProxy::builder(&self.connection).path(object(unit));
         let proxy = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await;
-        proxy.map_err(|e| failed(path.as_str(), &e))
-    }
-
-    /// Properties of a service.
-    pub async fn service(&self, path: &OwnedObjectPath) -> Result<ServiceProxy<'static>, Error> {
-        let builder = ServiceProxy::builder(&self.connection).path(path.clone());
-        let proxy = builder.cache_properties(zbus::proxy::CacheProperties::No).build().await;
-        proxy.map_err(|e| failed(path.as_str(), &e))
+        proxy.map_err(|e| failed(unit, &e))
     }
 
     /// Starts jobs for the units and, when `settle` returned, waits until all of them are done. Answers the result of each.
@@ -133,7 +129,7 @@ impl Bridge {
     /// Waits until the condition, looked at anew at each change of the unit's properties, answers something.
     pub async fn until<T, F>(
         &self,
-        path: &OwnedObjectPath,
+        unit: &str,
         patience: Duration,
         what: &str,
         condition: impl Fn() -> F,
@@ -143,10 +139,9 @@ impl Bridge {
     {
         let builder = zbus::fdo::PropertiesProxy::builder(&self.connection)
             .destination("org.freedesktop.systemd1")
-            .path(path.clone());
-        let properties = builder.build().await.map_err(|e| failed(path.as_str(), &e))?;
-        let mut changes =
-            pump(properties.receive_properties_changed().await.map_err(|e| failed(path.as_str(), &e))?);
+            .path(object(unit));
+        let properties = builder.build().await.map_err(|e| failed(unit, &e))?;
+        let mut changes = pump(properties.receive_properties_changed().await.map_err(|e| failed(unit, &e))?);
         let wait = async {
             loop {
                 if let Some(found) = condition().await? {
@@ -161,6 +156,11 @@ impl Bridge {
             Err(_) => Err(Error::Failed(format!("{what} did not happen within {patience:?}"))),
         }
     }
+}
+
+/// The object of a unit (org.freedesktop.systemd1(5)): its name says it, without a question.
+fn object(unit: &str) -> OwnedObjectPath {
+    OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/unit/{}", escape(unit))).unwrap_or_default()
 }
 
 /// Takes signals off a stream as they come. A stream that nobody reads fills up and then holds all messages of the connection back, also

@@ -72,8 +72,7 @@ impl Systemd {
     }
 
     async fn environment(&self, unit: &str) -> Result<Vec<String>, Error> {
-        let path = self.bridge.load(unit).await?;
-        self.bridge.service(&path).await?.environment().await.map_err(|e| failed(unit, &e))
+        self.bridge.service(unit).await?.environment().await.map_err(|e| failed(unit, &e))
     }
 
     /// Takes back all drop-ins of the group, also of units that are gone.

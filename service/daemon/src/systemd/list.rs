@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ckpt_engine::{Error, Group, Unit};
 use futures_util::StreamExt;
-use zbus::OwnedObjectPath;
+use futures_util::try_join;
 
 use super::bridge::{Bridge, failed};
 use super::generator;
@@ -53,8 +53,7 @@ pub async fn services_of(bridge: &Bridge, slice: &str) -> Result<Vec<String>, Er
     let mut slices = vec![slice.to_owned()];
     let mut services = Vec::new();
     while let Some(slice) = slices.pop() {
-        let path = bridge.load(&slice).await?;
-        let below = bridge.unit(&path).await?.slice_of().await.map_err(|e| failed(&slice, &e))?;
+        let below = bridge.unit(&slice).await?.slice_of().await.map_err(|e| failed(&slice, &e))?;
         for unit in below {
             if unit.ends_with(".slice") {
                 slices.push(unit);
@@ -92,8 +91,7 @@ async fn unit_files(bridge: &Bridge) -> Result<Vec<String>, Error> {
 
 /// The slice of a service; none if it cannot be loaded, then it has no process either.
 async fn slice_of(bridge: &Bridge, unit: &str) -> Option<String> {
-    let path = bridge.load(unit).await.ok()?;
-    bridge.service(&path).await.ok()?.slice().await.ok()
+    bridge.service(unit).await.ok()?.slice().await.ok()
 }
 
 /// Whether a slice is another or nested in it: the name says so (systemd.slice(5)).
@@ -103,33 +101,37 @@ pub(super) fn is_below(slice: &str, top: &str) -> bool {
 }
 
 async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
-    let path = bridge.load(name).await?;
-    let service = bridge.service(&path).await?;
+    let service = bridge.service(name).await?;
+    let unit = bridge.unit(name).await?;
     let of = |e: zbus::Error| failed(name, &e);
-    let main_pid = i32::try_from(service.main_pid().await.map_err(of)?).unwrap_or(0);
-    let unit = bridge.unit(&path).await?;
-    let runtime = service.runtime_directory().await.map_err(of)?;
-    let of_bus = service.kind().await.map_err(of)? == "dbus";
+    let (main_pid, runtime, kind, private_tmp, private_users, watchdog) = try_join!(
+        service.main_pid(),
+        service.runtime_directory(),
+        service.kind(),
+        service.private_tmp(),
+        service.private_users(),
+        service.watchdog_usec(),
+    )
+    .map_err(of)?;
+    let (id, cgroup, active_state) =
+        try_join!(unit.id(), service.control_group(), unit.active_state()).map_err(of)?;
+    let main_pid = i32::try_from(main_pid).unwrap_or(0);
     Ok(Unit {
         // A unit may have been named by an alias (redis.service): one unit has one name.
-        name: unit.id().await.map_err(of)?,
-        cgroup: service.control_group().await.map_err(of)?,
-        active_state: unit.active_state().await.map_err(of)?,
+        name: id,
+        cgroup,
+        active_state,
         main_pid,
         // Since v250 a directory may have symlinks, `name:link` (systemd.exec(5)).
         runtime_directories: runtime
             .iter()
             .map(|d| PathBuf::from("/run").join(d.split(':').next().unwrap_or(d)))
             .collect(),
-        private_tmp: service.private_tmp().await.map_err(of)?,
-        private_users: service.private_users().await.map_err(of)?,
+        private_tmp,
+        private_users,
         // USEC_INFINITY: no watchdog.
-        watchdog_usec: service
-            .watchdog_usec()
-            .await
-            .map_err(of)
-            .map(|w| if w == u64::MAX { 0 } else { w })?,
-        bus_name: if of_bus { service.bus_name().await.map_err(of)? } else { String::new() },
+        watchdog_usec: if watchdog == u64::MAX { 0 } else { watchdog },
+        bus_name: if kind == "dbus" { service.bus_name().await.map_err(of)? } else { String::new() },
         preloaded: main_pid > 0 && preloaded(main_pid),
     })
 }
@@ -141,13 +143,12 @@ fn preloaded(pid: i32) -> bool {
 
 /// Whether systemd can load the unit. A slice can always be loaded: it exists if it has a file or runs.
 pub async fn exists(bridge: &Bridge, unit: &str) -> Result<bool, Error> {
-    let path: OwnedObjectPath = match bridge.manager().await?.load_unit(unit).await {
-        Ok(path) => path,
-        // Not a valid name.
-        Err(_) => return Ok(false),
-    };
-    let unit = bridge.unit(&path).await?;
-    let of = |e: zbus::Error| failed(path.as_str(), &e);
+    // Not a valid name.
+    if bridge.manager().await?.load_unit(unit).await.is_err() {
+        return Ok(false);
+    }
+    let of = |e: zbus::Error| failed(unit, &e);
+    let unit = bridge.unit(unit).await?;
     if unit.load_state().await.map_err(of)? != "loaded" {
         return Ok(false);
     }

@@ -30,14 +30,13 @@ impl Systemd {
             let manager = self.bridge.manager().await?;
             let made = manager.start_transient_unit(&name, "fail", &properties, &[]).await;
             made.map_err(|e| failed(&name, &e))?;
-            let path = self.bridge.load(&name).await?;
-            let unit = self.bridge.unit(&path).await?;
+            let unit = self.bridge.unit(&name).await?;
             let (unit, what) = (&unit, format!("the start of {name}"));
             let active = || async move {
                 let state = unit.active_state().await.map_err(|e| failed("the scope", &e))?;
                 Ok((state == "active").then_some(()))
             };
-            self.bridge.until(&path, PATIENCE, &what, active).await
+            self.bridge.until(&name, PATIENCE, &what, active).await
         })
     }
 }

@@ -54,16 +54,14 @@ impl Systemd {
 
     /// Whether a socket, path, timer or automount unit starts the unit.
     async fn is_triggered(&self, unit: &str) -> Result<bool, Error> {
-        let path = self.bridge.load(unit).await?;
-        let triggers = self.bridge.unit(&path).await?.triggered_by().await;
+        let triggers = self.bridge.unit(unit).await?.triggered_by().await;
         Ok(!triggers.map_err(|e| failed(unit, &e))?.is_empty())
     }
 
     async fn cgroups(&self, units: &[String]) -> Result<Vec<String>, Error> {
         let mut cgroups = Vec::new();
         for unit in units {
-            let path = self.bridge.load(unit).await?;
-            let cgroup = self.bridge.service(&path).await?.control_group().await;
+            let cgroup = self.bridge.service(unit).await?.control_group().await;
             cgroups.push(cgroup.map_err(|e| failed(unit, &e))?);
         }
         cgroups.retain(|c| !c.is_empty());
@@ -92,8 +90,7 @@ impl Systemd {
 
 /// ActiveState=.
 pub async fn active_state(bridge: &Bridge, unit: &str) -> Result<String, Error> {
-    let path = bridge.load(unit).await?;
-    bridge.unit(&path).await?.active_state().await.map_err(|e| failed(unit, &e))
+    bridge.unit(unit).await?.active_state().await.map_err(|e| failed(unit, &e))
 }
 
 /// Kills every process below the cgroup. A cgroup that is gone has none.

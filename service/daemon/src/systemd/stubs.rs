@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ckpt_engine::host::pidfd;
 use ckpt_engine::{Error, Stub, UnitMain};
-use zbus::OwnedObjectPath;
+use futures_util::try_join;
 
 use super::bridge::{Verb, failed};
 use super::stop::active_state;
@@ -46,8 +46,7 @@ impl Systemd {
     /// Whether systemd has the drop-ins of all these units in effect; loads what is not loaded.
     async fn all_held(&self, units: &[String]) -> Result<bool, Error> {
         for unit in units {
-            let path = self.bridge.load(unit).await?;
-            if !self.is_held(unit, &path).await? {
+            if !self.is_held(unit).await? {
                 return Ok(false);
             }
         }
@@ -55,8 +54,8 @@ impl Systemd {
     }
 
     /// Whether a loaded unit has its restore drop-in in effect.
-    async fn is_held(&self, unit: &str, path: &OwnedObjectPath) -> Result<bool, Error> {
-        let paths = self.bridge.unit(path).await?.drop_in_paths().await.map_err(|e| failed(unit, &e))?;
+    async fn is_held(&self, unit: &str) -> Result<bool, Error> {
+        let paths = self.bridge.unit(unit).await?.drop_in_paths().await.map_err(|e| failed(unit, &e))?;
         let ours = dropin::path(&self.run, unit, dropin::RESTORE);
         Ok(paths.iter().any(|p| Path::new(p) == ours))
     }
@@ -75,10 +74,9 @@ impl Systemd {
         let mut in_effect = false;
         for unit in units {
             if dropin::remove(&self.run, unit, dropin::RESTORE)? {
-                in_effect |= match self.bridge.run(self.bridge.loaded(unit))? {
-                    Some(path) => self.bridge.run(self.is_held(unit, &path))?,
-                    None => false,
-                };
+                in_effect |= self
+                    .bridge
+                    .run(async { Ok(self.bridge.is_loaded(unit).await? && self.is_held(unit).await?) })?;
             }
             self.lock_held().remove(unit);
         }
@@ -87,25 +85,32 @@ impl Systemd {
 
     /// Whether stopping the unit runs or starts anything that a restore must not, or something may start it again.
     pub(super) async fn has_last_words(&self, unit: &str) -> Result<bool, Error> {
-        let path = self.bridge.load(unit).await?;
-        let (service, properties) = (self.bridge.service(&path).await?, self.bridge.unit(&path).await?);
-        let of = |e: zbus::Error| failed(unit, &e);
-        Ok(!service.exec_stop().await.map_err(of)?.is_empty()
-            || !service.exec_stop_post().await.map_err(of)?.is_empty()
-            || !properties.on_failure().await.map_err(of)?.is_empty()
-            || !properties.on_success().await.map_err(of)?.is_empty()
-            || properties.failure_action().await.map_err(of)? != "none"
-            || properties.success_action().await.map_err(of)? != "none"
-            || properties.refuse_manual_stop().await.map_err(of)?
-            || !properties.triggered_by().await.map_err(of)?.is_empty())
+        let (service, properties) = (self.bridge.service(unit).await?, self.bridge.unit(unit).await?);
+        // All at once: one after the other, the ways to and from systemd would take longer than the answers.
+        let (stop, stop_post, failure, success, actions, refuses, triggers) = try_join!(
+            service.exec_stop(),
+            service.exec_stop_post(),
+            properties.on_failure(),
+            properties.on_success(),
+            async { Ok([properties.failure_action().await?, properties.success_action().await?]) },
+            properties.refuse_manual_stop(),
+            properties.triggered_by(),
+        )
+        .map_err(|e| failed(unit, &e))?;
+        Ok(!stop.is_empty()
+            || !stop_post.is_empty()
+            || !failure.is_empty()
+            || !success.is_empty()
+            || actions.iter().any(|action| action != "none")
+            || refuses
+            || !triggers.is_empty())
     }
 
     /// Before anything is stopped: a unit that systemd does not know cannot be started again.
     pub(super) async fn refuse_unknown(&self, unit: &str) -> Result<(), Error> {
         self.keep_transient(unit).await?;
         self.bring_transient(unit).await?;
-        let path = self.bridge.load(unit).await?;
-        match self.bridge.unit(&path).await?.load_state().await.map_err(|e| failed(unit, &e))?.as_str() {
+        match self.bridge.unit(unit).await?.load_state().await.map_err(|e| failed(unit, &e))?.as_str() {
             "loaded" => Ok(()),
             state => Err(Error::Failed(format!(
                 "systemd cannot load {unit} ({state}): a unit made by systemd-run(1) is known until the next boot; give it a unit file"
@@ -114,15 +119,17 @@ impl Systemd {
     }
 
     async fn sandbox_lines(&self, unit: &str) -> Result<String, Error> {
-        let path = self.bridge.load(unit).await?;
-        let service = self.bridge.service(&path).await?;
-        let of = |e: zbus::Error| failed(unit, &e);
-        let root = service.root_directory().await.map_err(of)?;
-        let image = service.root_image().await.map_err(of)?;
-        let no_exec = service.no_exec_paths().await.map_err(of)?;
+        let service = self.bridge.service(unit).await?;
+        let (root, image, no_exec, identifier, programs) = try_join!(
+            service.root_directory(),
+            service.root_image(),
+            service.no_exec_paths(),
+            service.syslog_identifier(),
+            service.exec_start(),
+        )
+        .map_err(|e| failed(unit, &e))?;
         let other_root = !(root.is_empty() || root == "/") || !image.is_empty();
-        let identifier = service.syslog_identifier().await.map_err(of)?;
-        let program = service.exec_start().await.map_err(of)?.into_iter().next().map(|exec| exec.0);
+        let program = programs.into_iter().next().map(|exec| exec.0);
         let identifier = dropin::identifier_line(&identifier, &program.unwrap_or_default());
         Ok(identifier + &dropin::sandbox_lines(&self.stub(), other_root, !no_exec.is_empty()))
     }
@@ -166,8 +173,7 @@ impl Systemd {
 
     /// What the unit has BindsTo= to.
     async fn binds_to(&self, unit: &str) -> Result<Vec<String>, Error> {
-        let path = self.bridge.load(unit).await?;
-        self.bridge.unit(&path).await?.binds_to().await.map_err(|e| failed(unit, &e))
+        self.bridge.unit(unit).await?.binds_to().await.map_err(|e| failed(unit, &e))
     }
 
     /// The units with what they have BindsTo= to, each after those of the others that it is bound to: systemd starts none before those are
@@ -194,8 +200,7 @@ impl Systemd {
 
     /// Waits until a unit that `bound` is bound to is active. Unless a job `starts` it, it does not become so by itself.
     async fn until_active(&self, unit: &str, bound: &str, starts: bool) -> Result<(), Error> {
-        let path = self.bridge.load(unit).await?;
-        let properties = &self.bridge.unit(&path).await?;
+        let properties = &self.bridge.unit(unit).await?;
         let what = format!("the start of {unit}, which {bound} has BindsTo= to,");
         let active = || async move {
             match properties.active_state().await.map_err(|e| failed(unit, &e))?.as_str() {
@@ -207,15 +212,14 @@ impl Systemd {
                 ))),
             }
         };
-        self.bridge.until(&path, START, &what, active).await
+        self.bridge.until(unit, START, &what, active).await
     }
 
     /// `ignore-dependencies` does not start the slice either.
     async fn start_slices(&self, units: &[String]) -> Result<(), Error> {
         let mut slices = BTreeSet::new();
         for unit in units {
-            let path = self.bridge.load(unit).await?;
-            slices.insert(self.bridge.service(&path).await?.slice().await.map_err(|e| failed(unit, &e))?);
+            slices.insert(self.bridge.service(unit).await?.slice().await.map_err(|e| failed(unit, &e))?);
         }
         let slices: Vec<_> = slices.into_iter().filter(|s| !s.is_empty()).collect();
         self.bridge.jobs(Verb::Start, "replace", &slices, START, || ()).await.map(drop)
@@ -223,9 +227,8 @@ impl Systemd {
 
     /// Waits until the unit's Main PID has executed the stub: before that it is systemd's fork, and its sandbox is not finished.
     async fn running_stub(&self, unit: &str) -> Result<Stub, Error> {
-        let path = self.bridge.load(unit).await?;
-        let service = self.bridge.service(&path).await?;
-        let properties = self.bridge.unit(&path).await?;
+        let service = self.bridge.service(unit).await?;
+        let properties = self.bridge.unit(unit).await?;
         let of = |e: zbus::Error| failed(unit, &e);
         let (service, properties) = (&service, &properties);
         let what = format!("the start of ckpt-stub in {unit}");
@@ -242,7 +245,7 @@ impl Systemd {
         let executed = &executed;
         let pid = self
             .bridge
-            .until(&path, START, &what, || async move {
+            .until(unit, START, &what, || async move {
                 if properties.active_state().await.map_err(of)? == "failed" {
                     let result = service.result().await.map_err(of)?;
                     return Err(Error::Failed(format!(
@@ -270,14 +273,13 @@ impl Systemd {
 
     async fn until_adopted(&self, units: &[UnitMain]) -> Result<(), Error> {
         for UnitMain { unit, main_pid } in units {
-            let path = self.bridge.load(unit).await?;
-            let service = self.bridge.service(&path).await?;
-            let properties = self.bridge.unit(&path).await?;
+            let service = self.bridge.service(unit).await?;
+            let properties = self.bridge.unit(unit).await?;
             let (service, properties) = (&service, &properties);
             let of = |e: zbus::Error| failed(unit, &e);
             let what = format!("{unit} with Main PID {main_pid}");
             self.bridge
-                .until(&path, ADOPT, &what, || async move {
+                .until(unit, ADOPT, &what, || async move {
                     let state = properties.active_state().await.map_err(of)?;
                     let pid = service.main_pid().await.map_err(of)?;
                     match state.as_str() {
@@ -320,8 +322,7 @@ impl Systemd {
         let stubs = self.bridge.run(async {
             let mut stubs = Vec::new();
             for unit in &left {
-                let path = self.bridge.load(unit).await?;
-                let pid = self.bridge.service(&path).await?.main_pid().await.map_err(|e| failed(unit, &e))?;
+                let pid = self.bridge.service(unit).await?.main_pid().await.map_err(|e| failed(unit, &e))?;
                 if is_stub(i32::try_from(pid).unwrap_or(0)) {
                     stubs.push(unit.clone());
                 }

@@ -18,8 +18,7 @@ const KEPT: &str = "/run/ckpt/transient";
 impl Systemd {
     /// Keeps a copy of the file of a transient unit. Nothing for others.
     pub(super) async fn keep_transient(&self, unit: &str) -> Result<(), Error> {
-        let path = self.bridge.load(unit).await?;
-        let properties = self.bridge.unit(&path).await?;
+        let properties = self.bridge.unit(unit).await?;
         let fragment = properties.fragment_path().await.map_err(|e| failed(unit, &e))?;
         if !Path::new(&fragment).starts_with(TRANSIENT) {
             return Ok(());
@@ -36,8 +35,7 @@ impl Systemd {
     /// Makes a transient unit that is gone one of /run/systemd/system, from the copy. Nothing for units that are there, or of which there
     /// is no copy.
     pub(super) async fn bring_transient(&self, unit: &str) -> Result<(), Error> {
-        let path = self.bridge.load(unit).await?;
-        let state = self.bridge.unit(&path).await?.load_state().await.map_err(|e| failed(unit, &e))?;
+        let state = self.bridge.unit(unit).await?.load_state().await.map_err(|e| failed(unit, &e))?;
         let kept = kept(unit);
         if state != "not-found" || !kept.exists() {
             return Ok(());

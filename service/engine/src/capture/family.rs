@@ -47,7 +47,7 @@ pub(super) fn user_namespace(of: &NamespaceRecord, pid: i32, unit: &str, private
         return None;
     }
     let is_same = |name: &str| {
-        std::fs::read_to_string(format!("/proc/{pid}/{name}")).is_ok_and(|map| is_identity(&map))
+        ckpt_sys::proc_file::read_text(format!("/proc/{pid}/{name}")).is_ok_and(|map| is_identity(&map))
     };
     let text = match private {
         false => "it lives in a user namespace that the service made itself",
@@ -69,7 +69,7 @@ fn is_identity(map: &str) -> bool {
 
 /// Children of a thread (/proc/PID/task/TID/children), zombies too.
 pub(super) fn children(pid: i32, tid: i32) -> Vec<i32> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    let text = ckpt_sys::proc_file::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
     text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
 

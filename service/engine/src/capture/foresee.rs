@@ -79,7 +79,7 @@ fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
 /// Those in PID namespaces that a restore cannot make.
 fn far_away(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     let lives = |c: &Candidate<'_>| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", c.task)).ok()?;
+        let status = ckpt_sys::proc_file::read(format!("/proc/{}/status", c.task)).ok()?;
         let status = text::parse_status(&status);
         Some((c.pid, c.unit, namespaces(c.task).pid, status.pid_namespaces, status.inner.pid))
     };
@@ -127,7 +127,7 @@ fn in_vfork(candidate: &Candidate<'_>, tid: Pid) -> Option<Problem> {
 /// A living child that is not of the group. (It may just have been made, and be listed a moment later: then its cgroup is its parent's.)
 fn outside(parent: &Candidate<'_>, child: i32) -> Option<Problem> {
     let cgroup_of = |pid| ckpt_sys::cgroup::of_process(Pid::from_raw(pid)).ok();
-    let stat = text::parse_stat(&std::fs::read(format!("/proc/{child}/stat")).ok()?)?;
+    let stat = text::parse_stat(&ckpt_sys::proc_file::read(format!("/proc/{child}/stat")).ok()?)?;
     let (own, parents) = (cgroup_of(child)?, cgroup_of(parent.pid)?);
     if stat.state == 'Z' || own == parents || own.starts_with(&format!("{parents}/")) {
         return None;

@@ -29,7 +29,7 @@ impl Identities {
     pub fn look(pids: impl IntoIterator<Item = i32>) -> Self {
         let mut identities = Self::default();
         for pid in pids {
-            if let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/status")) {
+            if let Ok(text) = ckpt_sys::proc_file::read(format!("/proc/{pid}/status")) {
                 identities.add(&text::parse_status(&text));
             }
         }

@@ -92,7 +92,8 @@ impl Member {
         // Of an ended leader /proc shows no memory.
         let task = process.threads.first().map_or(pid, |thread| thread.tid().as_raw());
         let tids: Vec<i32> = process.threads.iter().map(|t| t.tid().as_raw()).collect();
-        let read = |path: String| std::fs::read(&path).map_err(|e| SysError::io("read", path, &e));
+        let read =
+            |path: String| ckpt_sys::proc_file::read(&path).map_err(|e| SysError::io("read", path, &e));
         let stat = |of: i32| {
             let path = format!("/proc/{of}/stat");
             let what = || SysError::Parse { path: path.clone().into(), what: "fields are missing".into() };
@@ -107,19 +108,13 @@ impl Member {
             true => Some(EndedLeader {
                 comm: of_process.comm,
                 status: of_process.exit_code,
-                credentials: text::parse_status(&String::from_utf8_lossy(&read(format!(
-                    "/proc/{pid}/status"
-                ))?))
-                .credentials,
+                credentials: text::parse_status(&read(format!("/proc/{pid}/status"))?).credentials,
             }),
             false => None,
         };
         let statuses = tids
             .iter()
-            .map(|tid| {
-                let bytes = read(format!("/proc/{pid}/task/{tid}/status"))?;
-                Ok(text::parse_status(&String::from_utf8_lossy(&bytes)))
-            })
+            .map(|tid| Ok(text::parse_status(&read(format!("/proc/{pid}/task/{tid}/status"))?)))
             .collect::<Result<_, SysError>>()?;
         let live = Live::hold(process, deadline)?;
         let namespaces = namespaces(task);
@@ -330,8 +325,8 @@ impl Member {
         let root = self.link("root")?;
         let own_root = root.0 != Path::new("/");
         Ok(FsRecord {
-            cwd: self.file("cwd", false, files)?,
-            root: if own_root { Some(self.file("root", false, files)?) } else { None },
+            cwd: self.file("cwd", files)?,
+            root: if own_root { Some(self.file("root", files)?) } else { None },
             umask: self.statuses[0].umask,
         })
     }
@@ -344,16 +339,11 @@ impl Member {
     }
 
     /// The file a link of /proc/PID leads to.
-    pub(super) fn file(
-        &self,
-        name: &str,
-        immutable: bool,
-        files: &mut FileRegistry,
-    ) -> Result<FileId, SysError> {
+    fn file(&self, name: &str, files: &mut FileRegistry) -> Result<FileId, SysError> {
         let link = format!("/proc/{}/{name}", self.live.pid());
         let (path, deleted) = self.link(name)?;
         let stat = stat(link.as_str()).map_err(|e| SysError::path("stat", link, e))?;
-        Ok(files.record(&Seen { unit: self.unit, path: &path, stat: &stat, deleted, immutable }))
+        Ok(files.record(&Seen { unit: self.unit, path: &path, stat: &stat, deleted, immutable: false }))
     }
 }
 

@@ -7,9 +7,7 @@
 
 use std::collections::HashSet;
 
-use ckpt_image::records::{
-    FileId, FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord,
-};
+use ckpt_image::records::{FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord};
 use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::task::Shared;
@@ -39,8 +37,6 @@ pub struct SpaceFacts {
     pub layout: ckpt_image::records::LayoutRecord,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
-    /// Executable.
-    pub exe: FileId,
     /// PR_SET_THP_DISABLE.
     pub thp_disabled: bool,
     /// Pages of ours in it that are no part of the application and must not be captured.
@@ -334,9 +330,8 @@ impl Members {
 
 /// The record of a child that has ended; `None` if it lives.
 fn zombie(pid: i32, parent: &Member, ids: &mut Identities) -> Option<ProcessRecord> {
-    let stat = text::parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let status = text::parse_status(&status);
+    let stat = text::parse_stat(&ckpt_sys::proc_file::read(format!("/proc/{pid}/stat")).ok()?)?;
+    let status = text::parse_status(&ckpt_sys::proc_file::read(format!("/proc/{pid}/status")).ok()?);
     if stat.state != 'Z' {
         return None;
     }
@@ -398,7 +393,6 @@ impl Shares {
                 unit: member.unit,
                 layout,
                 auxv: told.files.auxv.clone(),
-                exe: member.file("exe", true, files)?,
                 thp_disabled: member.statuses[0].thp_disabled,
                 runner: Vec::new(),
             });

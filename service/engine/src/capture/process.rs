@@ -1,10 +1,9 @@
 //! What a process has besides its threads: signal handlers, timers, limits, addresses of its space.
 
-use std::fs;
-
 use ckpt_image::records::{
     ItimerRecord, LayoutRecord, PosixTimerRecord, ProcessSettings, SighandRecord, SignalAction,
 };
+use ckpt_sys::proc_file;
 use nix::libc;
 
 use super::questions::{Answer, Question};
@@ -160,11 +159,11 @@ impl Files {
     /// Reads them. What this kernel does not have stays at its default.
     pub fn read(pid: i32, stat: &text::Stat) -> Self {
         let path = |name: &str| format!("/proc/{pid}/{name}");
-        let word = |name: &str| fs::read_to_string(path(name)).unwrap_or_default();
+        let word = |name: &str| proc_file::read_text(path(name)).unwrap_or_default();
         let hex = |name: &str| u32::from_str_radix(word(name).trim(), 16).unwrap_or(0);
         Self {
             layout: stat.layout,
-            auxv: fs::read(path("auxv")).unwrap_or_default(),
+            auxv: proc_file::read(path("auxv")).unwrap_or_default(),
             timers: text::parse_timers(&word("timers")),
             limits: text::parse_limits(&word("limits")),
             personality: hex("personality"),

@@ -191,8 +191,7 @@ impl Capture {
             let before = early.remove(&key);
             let input = SpaceInput {
                 id,
-                brk: facts.layout.brk,
-                ours: &facts.runner,
+                facts,
                 watch: watched.watch.as_deref_mut().map(|watch| watch as _),
                 parent: watched.stored.filter(|_| chain.parent.is_some()),
                 early: before.as_ref(),

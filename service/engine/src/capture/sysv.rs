@@ -127,7 +127,7 @@ fn look(members: &[(UnitIndex, i32)]) -> Result<Vec<Namespace>, Error> {
     }
     let look = |(number, (unit, pid)): (u64, (UnitIndex, i32))| {
         let (semaphores, queues, segments) = within(pid, || {
-            let segments = std::fs::read_to_string("/proc/sysvipc/shm");
+            let segments = ckpt_sys::proc_file::read_text("/proc/sysvipc/shm");
             let segments = segments.map_err(|e| Error::io("read /proc/sysvipc/shm", e))?;
             Ok::<_, Error>((sets().map_err(failed)?, queues().map_err(failed)?, unattached(&segments)))
         })??;
@@ -266,7 +266,7 @@ fn attach_for_a_moment(
 fn own_users(pids: &HashSet<i32>, mut candidates: HashSet<u32>) -> HashSet<u32> {
     candidates.remove(&0);
     let users = |pid: i32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let text = ckpt_sys::proc_file::read(format!("/proc/{pid}/status")).unwrap_or_default();
         text::parse_status(&text).credentials.uids
     };
     let of_members: HashSet<u32> = match candidates.is_empty() {

@@ -66,6 +66,8 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
 /// What /proc/PID/status tells of a thread.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
+    /// Its name, any bytes.
+    pub comm: Vec<u8>,
     /// Credentials without securebits.
     pub credentials: Credentials,
     /// umask(2).
@@ -90,6 +92,23 @@ pub struct Status {
     pub thp_disabled: bool,
 }
 
+/// The first line of a text of /proc/PID/status, in which line feeds and backslashes are escaped.
+fn name(text: &[u8]) -> Vec<u8> {
+    let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let mut rest = line.strip_prefix(b"Name:\t").unwrap_or_default();
+    let mut name = Vec::with_capacity(rest.len());
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'\\', [b'n', after @ ..]) => (b'\n', after),
+            (b'\\', [b'\\', after @ ..]) => (b'\\', after),
+            _ => (*first, after),
+        };
+        name.push(byte);
+        rest = after;
+    }
+    name
+}
+
 /// Ids of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)]
@@ -101,8 +120,9 @@ pub struct Ids {
 }
 
 /// Reads a text of /proc/PID/status.
-pub fn parse_status(text: &str) -> Status {
-    let mut status = Status::default();
+pub fn parse_status(text: &[u8]) -> Status {
+    let mut status = Status { comm: name(text), ..Status::default() };
+    let text = String::from_utf8_lossy(text);
     let set = &mut status.credentials;
     for line in text.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
@@ -271,11 +291,12 @@ mod tests {
 
     #[test]
     fn status_is_read() {
-        let text = "Name:\tx\nUmask:\t0022\nNSpid:\t40\t2\nNStgid:\t39\t1\nNSpgid:\t39\t1\nNSsid:\t0\t0\n\
+        let text = b"Name:\ta\\\\n\\nz\xff\nUmask:\t0022\nNSpid:\t40\t2\nNStgid:\t39\t1\nNSpgid:\t39\t1\nNSsid:\t0\t0\n\
                     Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nSigIgn:\t1000\nSigCgt:\t4002\n\
                     CapInh:\t1\nCapPrm:\t2\nCapEff:\t3\nCapBnd:\t1ff\nCapAmb:\t0\nNoNewPrivs:\t1\nSeccomp:\t2\n\
                     Seccomp_filters:\t15\nTHP_enabled:\t1\n";
         let status = parse_status(text);
+        assert_eq!(status.comm, b"a\\n\nz\xff");
         let c = &status.credentials;
         assert_eq!((c.uids, c.gids, c.groups.as_slice()), ([1, 2, 3, 4], [5, 6, 7, 8], &[9, 10][..]));
         assert_eq!(c.caps, [1, 2, 3, 0x1ff, 0]);

@@ -91,7 +91,7 @@ pub fn record(
     let credentials = Credentials { securebits: told.securebits, ..status.credentials.clone() };
     Ok(ThreadRecord {
         tid,
-        comm: comm(live.pid().as_raw(), task.as_raw()),
+        comm: status.comm.clone(),
         registers: batch::words(&live.saved_registers(place)?).to_vec(),
         xstate: thread.extended_state()?,
         interrupted: live.interrupted(place).map(|call| InterruptedCall {
@@ -146,15 +146,6 @@ fn scheduling(tid: nix::unistd::Pid) -> Result<SchedRecord, ckpt_sys::Error> {
         deadline: s.deadline,
         period: s.period,
     })
-}
-
-/// The name of a thread.
-fn comm(pid: i32, tid: i32) -> Vec<u8> {
-    let mut name = std::fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
-    if name.last() == Some(&b'\n') {
-        name.pop();
-    }
-    name
 }
 
 #[cfg(test)]

@@ -214,7 +214,7 @@ impl<'a> DescriptorCapture<'a> {
 
     /// fdinfo of a descriptor; `None` if it is closed by now or cannot be understood (which is a problem).
     fn read_info(&mut self, pid: i32, unit: UnitIndex, fd: RawFd) -> Result<Option<fdinfo::FdInfo>, Errno> {
-        let text = match std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) {
+        let text = match ckpt_sys::proc_file::read_text(format!("/proc/{pid}/fdinfo/{fd}")) {
             Ok(text) => text,
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(e) => return Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
@@ -294,7 +294,8 @@ impl<'a> DescriptorCapture<'a> {
     /// The description of a descriptor that a queue carries.
     pub(super) fn in_flight(&mut self, fd: OwnedFd, unit: UnitIndex) -> Result<DescriptionId, Refusal> {
         let place = Place { pid: std::process::id() as i32, fd: fd.as_raw_fd() };
-        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", place.fd)).unwrap_or_default();
+        let text =
+            ckpt_sys::proc_file::read_text(format!("/proc/self/fdinfo/{}", place.fd)).unwrap_or_default();
         let mut info = fdinfo::parse(&text).map_err(|line| {
             Refusal::new("descriptor-unreadable", format!("in flight: {line}"), "report it")
         })?;

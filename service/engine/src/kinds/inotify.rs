@@ -60,7 +60,7 @@ pub(super) fn mount_point(pid: i32, is_it: impl Fn(&(u64, u64, PathBuf)) -> bool
 
 /// Mount points of a process: id, device in the kernel's form, path.
 fn mounts(pid: i32) -> Vec<(u64, u64, PathBuf)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    let text = ckpt_sys::proc_file::read_text(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
     parse_mounts(&text)
 }
 

@@ -22,7 +22,7 @@ pub(super) type Group = (u32, IpAddr);
 
 /// The groups that the network namespace of a process has.
 pub(super) fn of_namespace(pid: i32) -> Vec<Group> {
-    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let read = |name| ckpt_sys::proc_file::read_text(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
     let mut groups = parse_igmp(&read("igmp"));
     groups.extend(parse_igmp6(&read("igmp6")));
     groups

@@ -29,7 +29,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
 /// Whether it has ended and a member has not waited for it yet. While the group runs, members are those in its cgroups, which show no
 /// zombies.
 fn is_zombie_of_member(cx: &DescriptorCapture<'_>, pid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let text = ckpt_sys::proc_file::read_text(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     let mut words = rest.split_ascii_whitespace();
     let zombie = words.next() == Some("Z");

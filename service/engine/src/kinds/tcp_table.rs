@@ -16,7 +16,7 @@ pub(super) type TcpTable = HashMap<(SocketAddr, SocketAddr), TcpLine>;
 
 /// The connections of a process's network namespace, by local and remote address (proc_pid_net(5)).
 pub(super) fn tcp_table(pid: i32) -> TcpTable {
-    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    let read = |name| ckpt_sys::proc_file::read_text(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
     let mut table = parse_tcp(&read("tcp"));
     table.extend(parse_tcp(&read("tcp6")));
     table

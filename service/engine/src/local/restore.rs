@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use ckpt_image::records::GroupImage;
 use ckpt_image::{Manifest, read_state};
+use ckpt_sys::cgroup::Cgroup;
+use ckpt_sys::task;
 
 use super::rebuilder::{self, How};
 use super::verify::Extent;
@@ -94,14 +96,13 @@ fn taken(
     manifest: &Manifest,
     image: &GroupImage,
 ) -> Result<Option<(i32, String)>, Error> {
-    let cgroups: Vec<_> =
-        engine.units.units(group)?.into_iter().map(|u| u.cgroup).filter(|c| !c.is_empty()).collect();
-    let leaving = |pid| {
-        let cgroup = ckpt_sys::cgroup::of_process(nix::unistd::Pid::from_raw(pid)).unwrap_or_default();
-        cgroups.iter().any(|c| cgroup == *c || cgroup.starts_with(&format!("{c}/")))
-    };
+    let units = engine.units.units(group)?;
+    let cgroups = units.iter().filter(|u| !u.cgroup.is_empty()).filter_map(|u| Cgroup::open(&u.cgroup).ok());
+    let processes = cgroups.flat_map(|cgroup| cgroup.members().unwrap_or_default());
+    let threads = processes.flat_map(|member| task::threads(member.pid).unwrap_or_default());
+    let leaving = threads.map(nix::unistd::Pid::as_raw).collect();
     let id = manifest.id.to_string();
-    crate::rebuild::in_use(image, leaving).map_err(|failure| failure.into_error(&manifest.group, &id))
+    crate::rebuild::in_use(image, &leaving).map_err(|failure| failure.into_error(&manifest.group, &id))
 }
 
 /// What the journal is told where process ids were taken.

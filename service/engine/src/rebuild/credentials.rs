@@ -31,7 +31,7 @@ pub fn bytes(wanted: &Credentials) -> usize {
 
 /// What members have from this process, which makes them; `None` where that cannot be read.
 pub fn ours() -> Option<Credentials> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = ckpt_sys::proc_file::read("/proc/self/status").ok()?;
     let securebits = ckpt_sys::attributes::secure_bits().ok()?;
     Some(Credentials { securebits, ..parse_status(&status).credentials })
 }

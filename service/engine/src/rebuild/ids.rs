@@ -1,10 +1,11 @@
 //! Whether the process ids of an image are free.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ckpt_image::records::{GroupImage, Pid};
+use ckpt_sys::proc_file;
 
 use super::Failure;
 use super::tree::Plan;
@@ -20,13 +21,14 @@ pub fn check(image: &GroupImage) -> Result<(), Failure> {
     needed(image).map(drop)
 }
 
-/// A process id of the image, or a thread id, that somebody else has now, and who; `leaving` says of a process that it will be gone by
-/// the time of the rebuild.
+/// A process id of the image, or a thread id, that somebody else has now, and who; `leaving`: threads that will be gone by the time of the
+/// rebuild.
 ///
 /// Errors: those of [`check`].
-pub fn in_use(image: &GroupImage, leaving: impl Fn(i32) -> bool) -> Result<Option<(i32, String)>, Failure> {
-    let stays =
-        |pid: &&Pid| Path::new(&format!("/proc/{pid}")).exists() && !has_ended(**pid) && !leaving(pid.0);
+pub fn in_use(image: &GroupImage, leaving: &HashSet<i32>) -> Result<Option<(i32, String)>, Failure> {
+    let stays = |pid: &&Pid| {
+        !leaving.contains(&pid.0) && Path::new(&format!("/proc/{pid}")).exists() && !has_ended(**pid)
+    };
     Ok(needed(image)?.iter().find(stays).map(|pid| (pid.0, name(*pid))))
 }
 
@@ -58,7 +60,7 @@ pub fn needed(image: &GroupImage) -> Result<BTreeSet<Pid>, Failure> {
 
 /// Whether a process is a zombie, or its last thread is about to be one.
 fn has_ended(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = proc_file::read_text(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     matches!(state, None | Some('Z' | 'X'))
 }

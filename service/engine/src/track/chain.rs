@@ -34,7 +34,7 @@ impl SpaceKey {
         const AT_RANDOM: u64 = 25;
         let start_time = task::start_time(pid)?;
         let path = format!("/proc/{pid}/auxv");
-        let auxv = std::fs::read(&path).map_err(|e| SysError::io("read", path, &e))?;
+        let auxv = ckpt_sys::proc_file::read(&path).map_err(|e| SysError::io("read", path, &e))?;
         let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
         let at =
             auxv.chunks_exact(16).find(|pair| word(&pair[..8]) == AT_RANDOM).map(|pair| word(&pair[8..]));

@@ -58,6 +58,13 @@ pub trait Watch: Send + Debug {
     /// The first call in the window, of the member that is stopped and prepared.
     fn enter(&mut self, _live: &Live) {}
 
+    /// The second: looks at all that [`Watch::take`] will be asked for, ranges that hold mappings of any kind.
+    ///
+    /// Errors: the kernel's.
+    fn look(&mut self, _ranges: &[AddrRange]) -> Result<(), SysError> {
+        Ok(())
+    }
+
     /// In the window, everything stopped: adds to `found` the wanted pages that a private mapping has — written or clean since
     /// they were armed last — and its guards. All of them are armed from then on, at the latest when [`Watch::settle`] returns.
     ///

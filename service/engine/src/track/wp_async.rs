@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use ckpt_image::Tracker as Kind;
 use ckpt_sys::inject::Live;
 use ckpt_sys::maps::Mapping;
-use ckpt_sys::pagemap::{Pagemap, Tracked, Wanted};
+use ckpt_sys::pagemap::{Census, Pagemap, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::write_watch::{self, WriteWatch};
 use ckpt_sys::{AddrRange, Error as SysError};
@@ -45,7 +45,7 @@ impl Tracker for WpAsync {
             area: live.area(),
             watch,
             pagemap: Pagemap::open(pid)?,
-            in_window: false,
+            census: Census::default(),
             seen: HashSet::new(),
             scrap: Vec::new(),
             _watched,
@@ -61,8 +61,8 @@ struct Space {
     area: Option<AddrRange>,
     watch: WriteWatch,
     pagemap: Pagemap,
-    /// `pagemap` was opened in this window. It is of the address space that it was opened on: after an exec it would show the old one.
-    in_window: bool,
+    /// What it told in this window.
+    census: Census,
     /// Mappings that were registered as a whole.
     seen: HashSet<AddrRange>,
     scrap: Vec<AddrRange>,
@@ -77,14 +77,17 @@ impl Space {
 }
 
 impl Watch for Space {
+    fn look(&mut self, ranges: &[AddrRange]) -> Result<(), SysError> {
+        // It is of the address space that it was opened on: after an exec it would show the old one.
+        self.pagemap = Pagemap::open(self.pid)?;
+        self.census = self.pagemap.census(ranges)?;
+        Ok(())
+    }
+
     fn take(&mut self, mapping: &Mapping, wanted: Wanted, found: &mut Tracked) -> Result<(), SysError> {
-        if !self.in_window {
-            self.pagemap = Pagemap::open(self.pid)?;
-            self.in_window = true;
-        }
         let range = mapping.range;
         let mut here = Tracked::default();
-        self.pagemap.tracked(range, wanted, &mut here)?;
+        self.census.tracked(range, wanted, &mut here);
         if here.unwatched {
             self.seen.remove(&range);
             self.register(range);
@@ -101,7 +104,7 @@ impl Watch for Space {
     }
 
     fn settle(&mut self, _: &mut Live, _: Deadline) -> Result<(), SysError> {
-        self.in_window = false;
+        self.census = Census::default();
         Ok(())
     }
 

@@ -224,7 +224,7 @@ pub fn orphans_fall_to_init(pid: Pid, knows: impl Fn(Pid) -> Option<bool>) -> bo
 
 /// Whether it is process 1 of a PID namespace below ours.
 fn is_init(pid: Pid) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = crate::proc_file::read_text(format!("/proc/{pid}/status")).unwrap_or_default();
     let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
     ids.split_ascii_whitespace().skip(1).last() == Some("1")
 }

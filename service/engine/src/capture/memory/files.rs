@@ -212,7 +212,7 @@ fn sysv_shm(member: &Member<'_>, shmid: u64) -> Result<ObjectKind, MemoryError> 
     let ns = File::open(&ns_path).map_err(|e| proc_error(&ns_path, e))?;
     let read = std::thread::spawn(move || -> std::io::Result<String> {
         nix::sched::setns(ns, nix::sched::CloneFlags::CLONE_NEWIPC)?;
-        std::fs::read_to_string("/proc/sysvipc/shm")
+        ckpt_sys::proc_file::read_text("/proc/sysvipc/shm")
     });
     let text = read.join().map_err(|_| MemoryError::Thread)?.map_err(|e| proc_error(&path, e))?;
     parse_sysv_shm(&text, shmid, member.unit)

@@ -3,17 +3,18 @@
 use std::path::PathBuf;
 
 use ckpt_image::Container;
-use ckpt_image::records::{LayoutRecord, MappingKind, MappingRecord, SpaceId, SpaceRecord};
+use ckpt_image::records::{MappingKind, MappingRecord, SpaceId, SpaceRecord};
 use ckpt_sys::maps::{Details, MapName, Mapping, read_maps, read_smaps};
-use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
+use ckpt_sys::pagemap::{Census, Found, Pagemap, Tracked, Wanted};
 use ckpt_sys::{AddrRange, VirtAddr};
-use ckpt_sys::{gather::gather, inject, layout::layout};
+use ckpt_sys::{gather::gather, inject};
 use nix::unistd::Pid;
 
 use super::classify::record_flags;
 use super::copy::{Piece, Source};
 use super::plan::describe;
 use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Told, classify};
+use crate::capture::members::SpaceFacts;
 use crate::capture::precopy::Early;
 use crate::capture::{Files, Objects};
 use crate::track::{PageSet, Watch, is_watched};
@@ -26,10 +27,8 @@ const MCL_ONFAULT: u32 = 4;
 pub struct SpaceInput<'a> {
     /// Its number in the image.
     pub id: SpaceId,
-    /// What brk(0) answers inside it.
-    pub brk: u64,
-    /// Memory in it that is the program's that captures, not the member's (the slots of its runner); left out.
-    pub ours: &'a [AddrRange],
+    /// What is known besides its mappings. The runner's pages are left out.
+    pub facts: &'a SpaceFacts,
     /// What knows which pages were written. Without it all are.
     pub watch: Option<&'a mut dyn Watch>,
     /// Its number in the parent's image, which has all pages that were not written since.
@@ -40,8 +39,8 @@ pub struct SpaceInput<'a> {
 
 impl<'a> SpaceInput<'a> {
     /// A space of which all pages are taken.
-    pub fn whole(id: SpaceId, brk: u64, ours: &'a [AddrRange]) -> Self {
-        Self { id, brk, ours, watch: None, parent: None, early: None }
+    pub fn whole(id: SpaceId, facts: &'a SpaceFacts) -> Self {
+        Self { id, facts, watch: None, parent: None, early: None }
     }
 }
 
@@ -57,13 +56,19 @@ impl Capture {
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<SpaceRecord, MemoryError> {
-        let (id, brk) = (input.id, input.brk);
+        let (id, facts) = (input.id, input.facts);
         let tid = Pid::from_raw(member.tid);
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
+        let smaps = facts.runner.iter().fold(self.mappings(tid)?, |mappings, ours| without(mappings, *ours));
+        let runs = runs_of_private(&smaps);
+        let census = match &mut input.watch {
+            Some(watch) => watch.look(&runs).map(|()| Census::default())?,
+            None => Pagemap::open(tid)?.census(&runs)?,
+        };
         let mut pages = Pages {
             source,
-            pagemap: Pagemap::open(tid)?,
+            census,
             told: Told {
                 container: Container::Space(id),
                 inherits: input.parent.map(Container::Space),
@@ -75,7 +80,6 @@ impl Capture {
             early: input.early,
             stale: input.early.map(|early| early.copied.clone()).unwrap_or_default(),
         };
-        let smaps = input.ours.iter().fold(self.mappings(tid)?, |mappings, ours| without(mappings, *ours));
         let mut mappings = Vec::with_capacity(smaps.len());
         for mut mapping in smaps {
             if is_runner(tid, &mapping) {
@@ -96,12 +100,12 @@ impl Capture {
         let stat = nix::sys::stat::stat(&exe).map_err(|e| read_error(&exe, e))?;
         Ok(SpaceRecord {
             id,
-            layout: layout_record(tid, brk)?,
-            auxv: read(&format!("/proc/{tid}/auxv"))?,
+            layout: facts.layout,
+            auxv: facts.auxv.clone(),
             exe: self.file(member, &exe, &stat, true, files)?,
             mlock_future: mlock_future(&mappings),
             mappings,
-            thp_disabled: thp_disabled(&read(&format!("/proc/{tid}/status"))?),
+            thp_disabled: facts.thp_disabled,
         })
     }
 
@@ -185,7 +189,7 @@ impl Capture {
             Some(watch) => watch.take(mapping, wanted, &mut found)?,
             None => {
                 let mut all = Found::default();
-                pages.pagemap.scan(mapping.range, wanted, &mut all)?;
+                pages.census.scan(mapping.range, wanted, &mut all);
                 (found.written, found.guards) = (all.pages, all.guards);
             }
         }
@@ -205,7 +209,8 @@ impl Capture {
 /// Where the pages of a space come from and what the image tells of them.
 struct Pages<'a> {
     source: usize,
-    pagemap: Pagemap,
+    /// Of a space that nobody watches.
+    census: Census,
     told: Told,
     early: Option<&'a Early>,
     /// What was copied before the window and was not met again.
@@ -247,6 +252,16 @@ fn is_inherited(mapping: &Mapping, record: &MappingRecord) -> bool {
 /// First page and number of pages.
 fn in_pages(range: &AddrRange) -> (u64, u64) {
     (range.start.0 / PAGE, range.len() / PAGE)
+}
+
+/// Ranges that hold all private mappings below the kernel's own addresses, and of shared ones none: their page tables may be large.
+fn runs_of_private(mappings: &[Mapping]) -> Vec<AddrRange> {
+    let is_private = |mapping: &Mapping| !mapping.shared && mapping.range.end <= VirtAddr(1 << 47);
+    mappings
+        .chunk_by(|one, next| is_private(one) == is_private(next))
+        .filter(|run| run.first().is_some_and(is_private))
+        .filter_map(|run| Some(AddrRange { start: run.first()?.range.start, end: run.last()?.range.end }))
+        .collect()
 }
 
 /// The mappings without a range; the kernel may have joined it to its neighbours.
@@ -296,23 +311,6 @@ fn gate_head(member: &Member<'_>, mapping: &Mapping, len: usize) -> Result<Vec<u
     Ok(head)
 }
 
-fn layout_record(tid: Pid, brk: u64) -> Result<LayoutRecord, MemoryError> {
-    let layout = layout(tid)?;
-    Ok(LayoutRecord {
-        start_code: layout.start_code,
-        end_code: layout.end_code,
-        start_data: layout.start_data,
-        end_data: layout.end_data,
-        start_brk: layout.start_brk,
-        brk,
-        start_stack: layout.start_stack,
-        arg_start: layout.arg_start,
-        arg_end: layout.arg_end,
-        env_start: layout.env_start,
-        env_end: layout.env_end,
-    })
-}
-
 /// The kernel tells nobody whether mlockall(MCL_FUTURE) is set; if every mapping is locked it was called.
 fn mlock_future(mappings: &[MappingRecord]) -> u32 {
     let mut ordinary = mappings
@@ -323,16 +321,6 @@ fn mlock_future(mappings: &[MappingRecord]) -> u32 {
         return 0;
     }
     if ordinary.all(|m| m.flags.lock_on_fault) { MCL_FUTURE | MCL_ONFAULT } else { MCL_FUTURE }
-}
-
-fn thp_disabled(status: &[u8]) -> bool {
-    status
-        .split(|byte| *byte == b'\n')
-        .any(|line| line.strip_prefix(b"THP_enabled:").is_some_and(|value| value.trim_ascii() == b"0"))
-}
-
-fn read(path: &str) -> Result<Vec<u8>, MemoryError> {
-    std::fs::read(path).map_err(|source| MemoryError::Proc { path: path.into(), source })
 }
 
 fn read_error(path: &std::path::Path, source: nix::errno::Errno) -> MemoryError {
@@ -356,5 +344,15 @@ mod tests {
         assert_eq!(left(0x10000, 0x20000), [(0x30000, 0x40000)]);
         assert_eq!(left(0x3f000, 0x40000), [(0x10000, 0x20000), (0x30000, 0x3f000)]);
         assert_eq!(left(0x50000, 0x60000), [(0x10000, 0x20000), (0x30000, 0x40000)]);
+    }
+
+    #[test]
+    fn page_tables_of_shared_memory_are_passed_over() {
+        let text = b"1000-2000 r--p 00000000 00:00 0 \n3000-5000 rw-p 00000000 00:00 0 \n5000-9000 rw-s 00000000 00:00 0 \n\
+                     9000-a000 rw-p 00000000 00:00 0 \n\
+                     ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
+        let runs = runs_of_private(&ckpt_sys::maps::parse(text).unwrap());
+        let range = |start, end| AddrRange { start: VirtAddr(start), end: VirtAddr(end) };
+        assert_eq!(runs, [range(0x1000, 0x5000), range(0x9000, 0xa000)]);
     }
 }
