@@ -63,7 +63,8 @@ fn round(pid: Pid) -> [f64; 6] {
         runner: Vec::new(),
     };
     let (_, space) = timed(|| {
-        let input = SpaceInput::whole(SpaceId(0), &facts);
+        let looked = capture.before().look(&facts, None).expect("a stopped victim");
+        let input = SpaceInput::whole(SpaceId(0), &facts, looked);
         capture.space(&member, input, &mut files, &mut objects).expect("a stopped victim")
     });
     let (mut copied, copy) = timed(|| capture.copy(None).expect("a stopped victim"));

@@ -19,6 +19,7 @@ pub mod kinds;
 pub mod local;
 pub mod machine;
 pub mod members;
+mod parallel;
 pub mod pinned;
 pub mod rebuild;
 pub mod retention;

@@ -95,7 +95,9 @@ pub(super) fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Opti
         ("cgroup", a.cgroup, b.cgroup),
         ("time", a.time, b.time),
     ];
-    kinds.into_iter().find(|(_, a, b)| a != b).map(|(kind, ..)| kind)
+    // A process that has ended meanwhile shows none.
+    let over = |n: &NamespaceRecord| [n.mnt, n.net, n.ipc, n.uts, n.cgroup].contains(&0);
+    kinds.into_iter().find(|(_, x, y)| x != y && !over(a) && !over(b)).map(|(kind, ..)| kind)
 }
 
 /// Orders processes so that a parent comes before its children; the rest of the order is kept.

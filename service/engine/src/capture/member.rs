@@ -4,25 +4,23 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::{
-    EndedLeader, FdTableId, FileId, FsId, FsRecord, NamespaceRecord, Pid, ProcessBody, ProcessRecord,
-    ProcessSettings, ProcessState, QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
+    FdTableId, FileId, FsId, FsRecord, Pid, ProcessBody, ProcessRecord, ProcessSettings, ProcessState,
+    QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
 use ckpt_sys::Error as SysError;
 use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::thread::Deadline;
 use nix::sys::stat::stat;
-use nix::unistd::Pid as TaskId;
 
-use super::family::namespaces;
 use super::files::{Files as FileRegistry, Seen};
 use super::filters::Filters;
 use super::identities::Identities;
 use super::members::Shares;
 use super::process::{self, Asked};
 use super::questions::Conversation;
-use super::text::{self, Status};
-use super::{sharing, thread};
+use super::shown::ProcessShown;
+use super::thread;
 use crate::api::{Problem, Severity};
 
 /// A process of the group, held.
@@ -34,13 +32,9 @@ pub struct Member {
     pub unit: UnitIndex,
     /// Its cgroup below the unit's.
     pub(super) cgroup: String,
-    ended_leader: Option<EndedLeader>,
     /// Signal by which job control stopped it.
     stopped_by: Option<i32>,
-    stat: text::Stat,
-    pub(super) statuses: Vec<Status>,
-    /// Its namespaces.
-    pub namespaces: NamespaceRecord,
+    pub(super) shown: ProcessShown,
 }
 
 /// A problem that refuses the checkpoint.
@@ -66,7 +60,6 @@ pub(super) fn refusal(
 /// What a member is being asked.
 pub(super) struct Inquiry {
     asked: Asked,
-    files: process::Files,
     /// Questions to the leader that are about itself and not about the process.
     own: usize,
     pub(super) conversation: Conversation,
@@ -76,49 +69,20 @@ pub(super) struct Inquiry {
 pub(super) struct Answers {
     pub(super) process: process::Told,
     pub(super) threads: Vec<thread::Told>,
-    pub(super) files: process::Files,
 }
 
 impl Member {
-    /// Reads what the kernel shows of a stopped process.
+    /// Takes a stopped process over, with what is shown of it.
     pub(super) fn hold(
         process: Process,
+        shown: ProcessShown,
         unit: UnitIndex,
         cgroup: String,
         deadline: Deadline,
     ) -> Result<Self, SysError> {
-        let pid = process.pid.as_raw();
-        let (leader_ended, stopped_by) = (process.leader_ended, process.stopped_by());
-        // Of an ended leader /proc shows no memory.
-        let task = process.threads.first().map_or(pid, |thread| thread.tid().as_raw());
-        let tids: Vec<i32> = process.threads.iter().map(|t| t.tid().as_raw()).collect();
-        let read =
-            |path: String| ckpt_sys::proc_file::read(&path).map_err(|e| SysError::io("read", path, &e));
-        let stat = |of: i32| {
-            let path = format!("/proc/{of}/stat");
-            let what = || SysError::Parse { path: path.clone().into(), what: "fields are missing".into() };
-            text::parse_stat(&read(path.clone())?).ok_or_else(what)
-        };
-        let of_process = stat(pid)?;
-        let stat = match leader_ended {
-            true => text::Stat { exit_signal: of_process.exit_signal, ..stat(task)? },
-            false => of_process.clone(),
-        };
-        let ended_leader = match leader_ended {
-            true => Some(EndedLeader {
-                comm: of_process.comm,
-                status: of_process.exit_code,
-                credentials: text::parse_status(&read(format!("/proc/{pid}/status"))?).credentials,
-            }),
-            false => None,
-        };
-        let statuses = tids
-            .iter()
-            .map(|tid| Ok(text::parse_status(&read(format!("/proc/{pid}/task/{tid}/status"))?)))
-            .collect::<Result<_, SysError>>()?;
+        let stopped_by = process.stopped_by();
         let live = Live::hold(process, deadline)?;
-        let namespaces = namespaces(task);
-        Ok(Self { live, unit, cgroup, ended_leader, stopped_by, stat, statuses, namespaces })
+        Ok(Self { live, unit, cgroup, stopped_by, shown })
     }
 
     /// The name of its unit.
@@ -167,19 +131,17 @@ impl Member {
 
     /// What the process and its threads are to be asked. `None`: a problem says why not.
     pub(super) fn inquiry(&self, unit: &str, problems: &mut Vec<Problem>) -> Option<Inquiry> {
-        let pid = self.live.pid().as_raw();
-        let files = process::Files::read(pid, &self.stat);
-        let Some(timers) = files.timers.clone() else {
+        let Some(timers) = self.shown.files.timers.clone() else {
             let text = "its POSIX timers cannot be read";
             let pid = self.live.process().as_raw();
             problems.push(refusal("timers", unit, pid, "timers", text, "report this with /proc/PID/timers"));
             return None;
         };
-        let asked = Asked::new(self.statuses[0].caught, timers);
+        let asked = Asked::new(self.shown.status().caught, timers);
         let mut lists: Vec<_> = self.live.threads().map(|_| thread::questions()).collect();
         let own = lists[0].len();
         lists[0].extend(asked.questions());
-        Some(Inquiry { asked, files, own, conversation: Conversation::new(lists) })
+        Some(Inquiry { asked, own, conversation: Conversation::new(lists) })
     }
 
     /// Reads the answers. `None`: a problem says what is missing.
@@ -189,11 +151,11 @@ impl Member {
         unit: &str,
         problems: &mut Vec<Problem>,
     ) -> Option<Answers> {
-        let Inquiry { asked, files, own, conversation } = inquiry;
+        let Inquiry { asked, own, conversation } = inquiry;
         let mut answers = conversation.answers();
         let of_process = answers[0].split_off(own);
         let threads: Option<Vec<_>> = answers.iter().map(|a| thread::Told::read(a)).collect();
-        match (asked.read(&of_process, self.statuses[0].ignored), threads) {
+        match (asked.read(&of_process, self.shown.status().ignored), threads) {
             (Some(process), Some(threads)) => {
                 let refused =
                     process.refused.iter().chain(threads.iter().filter_map(|t| t.refused.as_ref()).take(1));
@@ -208,7 +170,7 @@ impl Member {
                         "it cannot be checkpointed with it",
                     ));
                 }
-                Some(Answers { process, threads, files })
+                Some(Answers { process, threads })
             }
             _ => {
                 let text =
@@ -229,26 +191,22 @@ impl Member {
         filters: &mut Filters,
         problems: &mut Vec<Problem>,
     ) -> Result<Vec<ThreadRecord>, SysError> {
-        let pid = self.live.pid();
-        let tids: Vec<TaskId> = self.live.threads().map(|t| t.tid).collect();
-        let mut records = Vec::with_capacity(tids.len());
-        for (place, tid) in tids.iter().enumerate() {
-            if place > 0 && !sharing::is_plain_thread(pid, *tid)? {
+        let mut records = Vec::with_capacity(self.shown.threads.len());
+        for (place, shown) in self.shown.threads.iter().enumerate() {
+            if !shown.plain {
                 let text = "a thread of it has descriptors or directories of its own (unshare(2))";
                 let remedy = "it cannot be checkpointed in this state";
                 problems.push(refusal(
                     "thread-unshared",
                     unit,
                     self.live.process().as_raw(),
-                    format!("thread {tid}"),
+                    format!("thread {}", shown.status.outer.tid),
                     text,
                     remedy,
                 ));
             }
-            let status = &self.statuses[place];
-            let mut record =
-                thread::record(&self.live, place, Pid(status.inner.tid), status, &told.threads[place])?;
-            record.seccomp_filters = filters.of_thread(&self.live, place, status)?;
+            let mut record = thread::record(&self.live, place, shown, &told.threads[place])?;
+            record.seccomp_filters = filters.of_thread(&self.live, place, &shown.status)?;
             records.push(record);
         }
         Ok(records)
@@ -263,27 +221,28 @@ impl Member {
         threads: Vec<ThreadRecord>,
     ) -> Result<ProcessBody, SysError> {
         let pending = self.live.stopped(0)?.pending_signals(true)?;
+        let files = &self.shown.files;
         Ok(ProcessBody {
             space: SpaceId(shares.spaces.of[place]),
             fd_table: FdTableId(shares.tables.of[place]),
             fs: FsId(shares.fs.of[place]),
             sighand: SighandId(shares.sighands.of[place]),
             threads,
-            ended_leader: self.ended_leader.clone(),
+            ended_leader: self.shown.ended_leader.clone(),
             pending: pending.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
             itimers: told.process.itimers,
             posix_timers: self.timers_in_namespace(told.process.timers),
-            limits: told.files.limits.ok_or_else(|| SysError::Parse {
+            limits: files.limits.clone().ok_or_else(|| SysError::Parse {
                 path: format!("/proc/{}/limits", self.live.pid()).into(),
                 what: "a limit is missing".into(),
             })?,
-            personality: told.files.personality,
+            personality: files.personality,
             dumpable: told.process.dumpable,
             child_subreaper: told.process.child_subreaper,
-            oom_score_adj: told.files.oom_score_adj,
-            coredump_filter: told.files.coredump_filter,
-            tty: self.stat.tty,
-            settings: ProcessSettings { autogroup_nice: told.files.autogroup_nice, ..told.process.settings },
+            oom_score_adj: files.oom_score_adj,
+            coredump_filter: files.coredump_filter,
+            tty: self.shown.stat.tty,
+            settings: ProcessSettings { autogroup_nice: files.autogroup_nice, ..told.process.settings },
         })
     }
 
@@ -292,8 +251,12 @@ impl Member {
         &self,
         mut timers: Vec<ckpt_image::records::PosixTimerRecord>,
     ) -> Vec<ckpt_image::records::PosixTimerRecord> {
-        let ids: HashMap<i32, i32> =
-            self.live.threads().zip(&self.statuses).map(|(t, s)| (t.tid.as_raw(), s.inner.tid)).collect();
+        let ids: HashMap<i32, i32> = self
+            .live
+            .threads()
+            .zip(self.shown.statuses())
+            .map(|(t, s)| (t.tid.as_raw(), s.inner.tid))
+            .collect();
         for timer in &mut timers {
             timer.tid = ids.get(&timer.tid).copied().unwrap_or(timer.tid);
         }
@@ -302,16 +265,16 @@ impl Member {
 
     /// The record of the process.
     pub(super) fn record(&self, ids: &Identities, body: Option<ProcessBody>) -> ProcessRecord {
-        let inner = self.statuses[0].inner;
+        let inner = self.shown.status().inner;
         ProcessRecord {
             unit: self.unit,
             cgroup: self.cgroup.clone(),
-            namespaces: self.namespaces,
+            namespaces: self.shown.namespaces,
             pid: Pid(inner.pid),
-            ppid: ids.parent(self.stat.ppid),
+            ppid: ids.parent(self.shown.stat.ppid),
             pgid: Pid(inner.pgid),
             sid: Pid(inner.sid),
-            exit_signal: self.stat.exit_signal,
+            exit_signal: self.shown.stat.exit_signal,
             state: match self.stopped_by {
                 Some(signal) => ProcessState::Stopped { signal },
                 None => ProcessState::Running,
@@ -327,7 +290,7 @@ impl Member {
         Ok(FsRecord {
             cwd: self.file("cwd", files)?,
             root: if own_root { Some(self.file("root", files)?) } else { None },
-            umask: self.statuses[0].umask,
+            umask: self.shown.status().umask,
         })
     }
 

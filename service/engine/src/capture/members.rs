@@ -16,14 +16,16 @@ use ckpt_sys::time_limit::Sleepers;
 use ckpt_sys::{AddrRange, Error as SysError, cgroup};
 use nix::unistd::Pid as TaskId;
 
-use super::family::{children, first_difference, parents_first, pid_namespaces, unit_of, user_namespace};
+use super::family::{first_difference, parents_first, pid_namespaces, unit_of, user_namespace};
 use super::files::Files as FileRegistry;
 use super::filters::Filters;
 use super::identities::{Identities, collisions};
 use super::member::{Answers, Member, refusal};
 use super::sharing::{self, Partition};
+use super::shown;
 use super::text;
 use crate::api::Problem;
+use crate::parallel;
 use crate::timeline::Timeline;
 
 /// What is told of an address space besides its mappings.
@@ -88,7 +90,8 @@ impl Members {
     /// Takes seized processes over. A process outside every unit is a problem; it is held all the same.
     pub fn hold(processes: Vec<Process>, units: &[UnitRecord], deadline: Deadline) -> Result<Self, SysError> {
         let (mut members, mut problems) = (Vec::with_capacity(processes.len()), Vec::new());
-        for process in processes {
+        let shown = shown::look(&processes)?;
+        for (process, shown) in processes.into_iter().zip(shown) {
             let pid = process.pid.as_raw();
             let place = unit_of(units, &process.cgroup);
             if place.is_none() {
@@ -98,7 +101,7 @@ impl Members {
             }
             let (unit, below) = place.unwrap_or((UnitIndex(0), ""));
             let cgroup = below.to_owned();
-            members.push(Member::hold(process, unit, cgroup, deadline)?);
+            members.push(Member::hold(process, shown, unit, cgroup, deadline)?);
         }
         Ok(Self { members, problems })
     }
@@ -230,7 +233,7 @@ impl Members {
     /// What the members know each other by.
     fn identities(&self) -> Identities {
         let mut identities = Identities::default();
-        self.members.iter().flat_map(|m| &m.statuses).for_each(|status| identities.add(status));
+        self.members.iter().flat_map(|m| m.shown.statuses()).for_each(|status| identities.add(status));
         identities
     }
 
@@ -243,8 +246,15 @@ impl Members {
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
             for member in of_unit() {
                 let pid = member.live.pid().as_raw();
-                problems.extend(user_namespace(&member.namespaces, pid, &unit.name, unit.private_users));
-                let Some(kind) = first_difference(&main.namespaces, &member.namespaces) else { continue };
+                problems.extend(user_namespace(
+                    &member.shown.namespaces,
+                    pid,
+                    &unit.name,
+                    unit.private_users,
+                ));
+                let Some(kind) = first_difference(&main.shown.namespaces, &member.shown.namespaces) else {
+                    continue;
+                };
                 let text = format!("it lives in another {kind} namespace than its unit's main process");
                 let remedy =
                     "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
@@ -256,7 +266,7 @@ impl Members {
 
     /// Nobody who shares directories can enter a user namespace (setns(2)).
     fn check_users(&self, shares: &Shares, units: &[UnitRecord], problems: &mut Vec<Problem>) {
-        for (place, member) in self.members.iter().enumerate().filter(|(_, m)| m.namespaces.user != 0) {
+        for (place, member) in self.members.iter().enumerate().filter(|(_, m)| m.shown.namespaces.user != 0) {
             let mut same = shares.fs.of.iter().filter(|fs| **fs == shares.fs.of[place]);
             if same.nth(1).is_some() {
                 let text =
@@ -274,9 +284,9 @@ impl Members {
             (
                 m.live.process().as_raw(),
                 m.unit,
-                m.namespaces.pid,
-                m.statuses[0].pid_namespaces,
-                m.statuses[0].inner.pid,
+                m.shown.namespaces.pid,
+                m.shown.status().pid_namespaces,
+                m.shown.status().inner.pid,
             )
         };
         let away = pid_namespaces(&self.members.iter().map(lives).collect::<Vec<_>>());
@@ -288,11 +298,11 @@ impl Members {
             let remedy = "restart the unit, so that it runs without a PID namespace of its own";
             refuse(unit, pid, "it lives in a PID namespace of its own", remedy);
         }
-        let twice = collisions(self.members.iter().flat_map(|m| &m.statuses));
-        for member in self.members.iter().filter(|m| twice.contains(&m.statuses[0].inner.pid)) {
+        let twice = collisions(self.members.iter().flat_map(|m| m.shown.statuses()));
+        for member in self.members.iter().filter(|m| twice.contains(&m.shown.status().inner.pid)) {
             let text = format!(
                 "process id {} is that of another member, too, in the PID namespace that a restore made",
-                member.statuses[0].inner.pid
+                member.shown.status().inner.pid
             );
             refuse(
                 member.unit,
@@ -308,7 +318,7 @@ impl Members {
         let known: HashSet<i32> = self.members.iter().map(|m| m.live.process().as_raw()).collect();
         for member in &self.members {
             let pid = member.live.process().as_raw();
-            for child in member.live.threads().flat_map(|t| children(pid, t.tid.as_raw())) {
+            for child in member.shown.threads.iter().flat_map(|thread| thread.children.iter().copied()) {
                 if known.contains(&child) {
                     continue;
                 }
@@ -339,7 +349,7 @@ fn zombie(pid: i32, parent: &Member, ids: &mut Identities) -> Option<ProcessReco
     Some(ProcessRecord {
         unit: parent.unit,
         cgroup: parent.cgroup.clone(),
-        namespaces: parent.namespaces,
+        namespaces: parent.shown.namespaces,
         pid: Pid(status.inner.pid),
         ppid: ids.parent(stat.ppid),
         pgid: Pid(status.inner.pgid),
@@ -366,12 +376,13 @@ impl Shares {
     fn of(members: &[Member]) -> Result<Self, SysError> {
         let tasks: Vec<TaskId> =
             members.iter().filter_map(|m| m.live.threads().next()).map(|t| t.tid).collect();
-        Ok(Self {
-            spaces: sharing::shared(&tasks, Shared::Space)?,
-            tables: sharing::shared(&tasks, Shared::Files)?,
-            fs: sharing::shared(&tasks, Shared::Fs)?,
-            sighands: sharing::shared(&tasks, Shared::Sighand)?,
-        })
+        let kinds = [Shared::Space, Shared::Files, Shared::Fs, Shared::Sighand];
+        let partitions = parallel::map(&kinds, 32usize.div_ceil(tasks.len().max(1)), |kind| {
+            sharing::shared(&tasks, *kind)
+        });
+        let mut partitions = partitions.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut next = || partitions.next().unwrap_or_default();
+        Ok(Self { spaces: next(), tables: next(), fs: next(), sighands: next() })
     }
 
     /// Fills in what this member is the first to have.
@@ -386,14 +397,14 @@ impl Shares {
         let is_first = |partition: &Partition| partition.first[partition.of[place] as usize] == place;
         let pid = member.live.pid();
         if is_first(&self.spaces) {
-            let mut layout = told.files.layout;
+            let mut layout = member.shown.files.layout;
             layout.brk = told.process.brk;
             captured.spaces.push(SpaceFacts {
                 pid,
                 unit: member.unit,
                 layout,
-                auxv: told.files.auxv.clone(),
-                thp_disabled: member.statuses[0].thp_disabled,
+                auxv: member.shown.files.auxv.clone(),
+                thp_disabled: member.shown.status().thp_disabled,
                 runner: Vec::new(),
             });
         }

@@ -20,6 +20,7 @@ pub mod process;
 pub mod questions;
 pub mod session;
 pub mod sharing;
+mod shown;
 pub mod sysv;
 pub mod text;
 pub mod thread;

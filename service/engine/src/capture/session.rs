@@ -28,6 +28,7 @@ use crate::config::TcpChoice;
 use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::members::living_task;
+use crate::parallel;
 use crate::storage::Subvolume;
 use crate::timeline::Timeline;
 use crate::track::{Chain, SpaceKey, WatchedSpace};
@@ -167,31 +168,43 @@ impl Capture {
         refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit)?)?;
 
         let mut memory = self.plan.begin();
-        let keys: Vec<_> = people.spaces.iter().map(|facts| SpaceKey::of(facts.pid)).collect();
+        let keys = parallel::map(&people.spaces, 16, |facts| SpaceKey::of(facts.pid));
         let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(failed)?;
         // What is watched no more makes room first: a space can have one userfaultfd only.
         chain.spaces.retain(|key, _| keys.contains(key));
-        let mut spaces = Vec::with_capacity(people.spaces.len());
-        for (index, (facts, key)) in people.spaces.iter().zip(keys).enumerate() {
+        let mut watched = Vec::with_capacity(people.spaces.len());
+        for (facts, key) in people.spaces.iter().zip(&keys) {
             in_time(group, deadline)?;
-            let (id, name) = (SpaceId(index as u32), &self.units[facts.unit.index()].name);
-            let pid = facts.pid.as_raw();
             let live = members.live(facts.pid).ok_or_else(|| failed(ckpt_sys::Error::Gone(facts.pid)))?;
-            let mut watched = match chain.spaces.remove(&key) {
-                Some(watched) => watched,
+            let mut space = match chain.spaces.remove(key) {
+                Some(space) => space,
                 None => {
                     let watch = chain.tracker.watch(live, deadline).map_err(failed)?;
                     WatchedSpace { stored: None, watch }
                 }
             };
-            if let Some(watch) = &mut watched.watch {
+            if let Some(watch) = &mut space.watch {
                 watch.enter(live);
             }
+            watched.push((facts, space));
+        }
+        let before = memory.before();
+        let looked = parallel::map_mut(&mut watched, 4, |(facts, space)| {
+            before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _))
+        });
+        let mut spaces = Vec::with_capacity(people.spaces.len());
+        for (index, (((facts, mut watched), key), looked)) in
+            watched.into_iter().zip(keys).zip(looked).enumerate()
+        {
+            in_time(group, deadline)?;
+            let (id, name) = (SpaceId(index as u32), &self.units[facts.unit.index()].name);
+            let pid = facts.pid.as_raw();
             let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
             let before = early.remove(&key);
             let input = SpaceInput {
                 id,
                 facts,
+                looked: looked.map_err(|e| e.for_group(group))?,
                 watch: watched.watch.as_deref_mut().map(|watch| watch as _),
                 parent: watched.stored.filter(|_| chain.parent.is_some()),
                 early: before.as_ref(),

@@ -4,12 +4,13 @@ use ckpt_image::records::{
     AltStack, Credentials, DispatchRecord, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord,
     ThreadRecord, ThreadSettings,
 };
+use ckpt_sys::attributes::Scheduling;
+use ckpt_sys::batch;
 use ckpt_sys::inject::Live;
-use ckpt_sys::{attributes, batch};
 use nix::libc;
 
 use super::questions::{Answer, Question};
-use super::text::Status;
+use super::shown::ThreadShown;
 use crate::kinds::settings::{self, Refused};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -77,20 +78,19 @@ fn read_altstack(answer: &Answer) -> Option<AltStack> {
     Some(AltStack { sp: answer.u64_at(0), flags, size: answer.u64_at(16) })
 }
 
-/// The record of the thread at this place of a process. `tid` is its id as the members see it.
-pub fn record(
+/// The record of the thread at this place of a process.
+pub(super) fn record(
     live: &Live,
     place: usize,
-    tid: Pid,
-    status: &Status,
+    shown: &ThreadShown,
     told: &Told,
 ) -> Result<ThreadRecord, ckpt_sys::Error> {
     let thread = live.stopped(place)?;
-    let task = thread.tid();
+    let status = &shown.status;
     let signals = thread.pending_signals(false)?;
     let credentials = Credentials { securebits: told.securebits, ..status.credentials.clone() };
     Ok(ThreadRecord {
-        tid,
+        tid: Pid(status.inner.tid),
         comm: status.comm.clone(),
         registers: batch::words(&live.saved_registers(place)?).to_vec(),
         xstate: thread.extended_state()?,
@@ -107,7 +107,7 @@ pub fn record(
             made => made,
         },
         pending: signals.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
-        robust_list: attributes::robust_list(task)?,
+        robust_list: shown.robust_list,
         tid_address: told.tid_address,
         rseq: thread.rseq()?.map_or_else(RseqRecord::default, |rseq| RseqRecord {
             address: rseq.address,
@@ -121,9 +121,9 @@ pub fn record(
         no_new_privs: status.no_new_privs,
         pdeathsig: told.pdeathsig,
         timer_slack: told.timer_slack,
-        sched: scheduling(task)?,
-        affinity: attributes::affinity(task)?,
-        io_priority: attributes::io_priority(task)?,
+        sched: scheduling(&shown.scheduling),
+        affinity: shown.affinity.clone(),
+        io_priority: shown.io_priority,
         mce_kill: told.mce_kill,
         tsc: told.tsc,
         settings: told.settings.clone(),
@@ -135,9 +135,8 @@ pub fn record(
 }
 
 /// sched_getattr(2).
-fn scheduling(tid: nix::unistd::Pid) -> Result<SchedRecord, ckpt_sys::Error> {
-    let s = attributes::scheduling(tid)?;
-    Ok(SchedRecord {
+fn scheduling(s: &Scheduling) -> SchedRecord {
+    SchedRecord {
         policy: s.policy,
         flags: s.flags,
         nice: s.nice,
@@ -145,7 +144,7 @@ fn scheduling(tid: nix::unistd::Pid) -> Result<SchedRecord, ckpt_sys::Error> {
         runtime: s.runtime,
         deadline: s.deadline,
         period: s.period,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -28,7 +28,6 @@ use ckpt_image::Container;
 use ckpt_image::records::{FileId, UnitIndex};
 use ckpt_sys::arena::Arena;
 use ckpt_sys::inject::FrozenCopy;
-use ckpt_sys::maps::Mapping;
 
 use self::copy::{Piece, Source};
 use self::later::Later;
@@ -38,7 +37,7 @@ use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
 pub use plan::{Plan, Survey, available, survey};
-pub use space::SpaceInput;
+pub use space::{Before, Looked, SpaceInput};
 pub use write::Copied;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
@@ -173,8 +172,7 @@ pub struct Capture {
     told: Vec<Told>,
     /// Mapped files that were met, so that each is opened once.
     known: HashMap<Shown, FileId>,
-    /// The mappings of each process shortly before the window.
-    seen: HashMap<i32, Vec<Mapping>>,
+    before: Before,
     /// Bytes of each process's own, as they were then.
     own: HashMap<i32, u64>,
     problems: Vec<Problem>,
@@ -184,6 +182,11 @@ impl Capture {
     /// What was met that cannot be captured; if any, the checkpoint must not go on.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// What was seen before the window.
+    pub fn before(&self) -> &Before {
+        &self.before
     }
 
     /// Bytes that [`Capture::copy`] will copy.

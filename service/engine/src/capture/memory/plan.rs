@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::files::{is_refused_device, map_files};
-use super::{Capture, Class, Member, MemoryError, classify};
+use super::{Before, Capture, Class, Member, MemoryError, classify};
 use crate::Problem;
 use crate::track::is_watched;
 
@@ -160,7 +160,7 @@ impl Plan {
             later: Vec::new(),
             told: Vec::new(),
             known: HashMap::new(),
-            seen: self.survey.mappings,
+            before: Before(self.survey.mappings),
             own: self.survey.own,
             problems: Vec::new(),
         }

@@ -1,5 +1,6 @@
 //! One address space in the window: its record, and which of its pages are to be copied.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use ckpt_image::Container;
@@ -27,8 +28,10 @@ const MCL_ONFAULT: u32 = 4;
 pub struct SpaceInput<'a> {
     /// Its number in the image.
     pub id: SpaceId,
-    /// What is known besides its mappings. The runner's pages are left out.
+    /// What is known besides its mappings.
     pub facts: &'a SpaceFacts,
+    /// Its mappings and pages.
+    pub looked: Looked,
     /// What knows which pages were written. Without it all are.
     pub watch: Option<&'a mut dyn Watch>,
     /// Its number in the parent's image, which has all pages that were not written since.
@@ -39,8 +42,50 @@ pub struct SpaceInput<'a> {
 
 impl<'a> SpaceInput<'a> {
     /// A space of which all pages are taken.
-    pub fn whole(id: SpaceId, facts: &'a SpaceFacts) -> Self {
-        Self { id, facts, watch: None, parent: None, early: None }
+    pub fn whole(id: SpaceId, facts: &'a SpaceFacts, looked: Looked) -> Self {
+        Self { id, facts, looked, watch: None, parent: None, early: None }
+    }
+}
+
+/// What [`Before::look`] saw: the mappings without the runner's pages and, of a space that nobody watches, the pages.
+#[derive(Debug)]
+pub struct Looked {
+    mappings: Vec<Mapping>,
+    census: Census,
+}
+
+/// The mappings of each process as they were shortly before the window, with all details, which take long to read.
+#[derive(Debug, Default)]
+pub struct Before(pub(super) HashMap<i32, Vec<Mapping>>);
+
+impl Before {
+    /// Looks at an address space of a stopped process, on any thread. `watch`: what knows which pages were written.
+    ///
+    /// Errors: the kernel's.
+    pub fn look(&self, facts: &SpaceFacts, watch: Option<&mut dyn Watch>) -> Result<Looked, MemoryError> {
+        let mappings =
+            facts.runner.iter().fold(self.mappings(facts.pid)?, |mappings, ours| without(mappings, *ours));
+        let runs = runs_of_private(&mappings);
+        let census = match watch {
+            Some(watch) => watch.look(&runs).map(|()| Census::default())?,
+            None => Pagemap::open(facts.pid)?.census(&runs)?,
+        };
+        Ok(Looked { mappings, census })
+    }
+
+    /// The mappings of a stopped process with all details. Those that are as they were before the window have the details from then.
+    fn mappings(&self, tid: Pid) -> Result<Vec<Mapping>, MemoryError> {
+        let Some(before) = self.0.get(&tid.as_raw()) else { return Ok(read_smaps(tid)?) };
+        let mut now = read_maps(tid)?;
+        for mapping in &mut now {
+            let same = before.binary_search_by_key(&mapping.range.start, |old| old.range.start);
+            let Ok(same) = same.map(|at| &before[at]) else { return Ok(read_smaps(tid)?) };
+            mapping.details = same.details;
+            if mapping != same {
+                return Ok(read_smaps(tid)?);
+            }
+        }
+        Ok(now)
     }
 }
 
@@ -60,12 +105,7 @@ impl Capture {
         let tid = Pid::from_raw(member.tid);
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
-        let smaps = facts.runner.iter().fold(self.mappings(tid)?, |mappings, ours| without(mappings, *ours));
-        let runs = runs_of_private(&smaps);
-        let census = match &mut input.watch {
-            Some(watch) => watch.look(&runs).map(|()| Census::default())?,
-            None => Pagemap::open(tid)?.census(&runs)?,
-        };
+        let Looked { mappings: shown, census } = input.looked;
         let mut pages = Pages {
             source,
             census,
@@ -80,8 +120,8 @@ impl Capture {
             early: input.early,
             stale: input.early.map(|early| early.copied.clone()).unwrap_or_default(),
         };
-        let mut mappings = Vec::with_capacity(smaps.len());
-        for mut mapping in smaps {
+        let mut mappings = Vec::with_capacity(shown.len());
+        for mut mapping in shown {
             if is_runner(tid, &mapping) {
                 continue;
             }
@@ -107,21 +147,6 @@ impl Capture {
             mappings,
             thp_disabled: facts.thp_disabled,
         })
-    }
-
-    /// The mappings of a stopped process with all details. Those that are as they were before the window have the details from then.
-    fn mappings(&self, tid: Pid) -> Result<Vec<Mapping>, MemoryError> {
-        let Some(before) = self.seen.get(&tid.as_raw()) else { return Ok(read_smaps(tid)?) };
-        let mut now = read_maps(tid)?;
-        for mapping in &mut now {
-            let same = before.binary_search_by_key(&mapping.range.start, |old| old.range.start);
-            let Ok(same) = same.map(|at| &before[at]) else { return Ok(read_smaps(tid)?) };
-            mapping.details = same.details;
-            if mapping != same {
-                return Ok(read_smaps(tid)?);
-            }
-        }
-        Ok(now)
     }
 
     /// The record of a mapping; `None` if it is not recorded, or refused.

@@ -1,0 +1,52 @@
+//! The same work on many things, on all processors: for what is short but stands between a group and its next instruction.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+
+/// Does `work` on every item; the results come in the order of the items. Threads take on the scheduling of the calling one, which
+/// works too. With fewer than `least` items each, another thread would cost more than it gains.
+pub fn map<T: Sync, R: Send>(items: &[T], least: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let mut items: Vec<&T> = items.iter().collect();
+    map_mut(&mut items, least, |item| work(item))
+}
+
+/// The same with items that change.
+pub fn map_mut<T: Send, R: Send>(items: &mut [T], least: usize, work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let helpers = processors.min(items.len() / least.max(1)).saturating_sub(1);
+    if helpers == 0 {
+        return items.iter_mut().map(work).collect();
+    }
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let open = Mutex::new(items.iter_mut().zip(&mut results));
+    let next = || open.lock().ok().and_then(|mut open| open.next());
+    let worker = || {
+        while let Some((item, result)) = next() {
+            *result = Some(work(item));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..helpers {
+            // Where no thread can be made the others do it all.
+            let _ = std::thread::Builder::new().name("ckpt-parallel".into()).spawn_scoped(scope, worker);
+        }
+        worker();
+    });
+    results.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        for count in [0, 1, 7, 1000] {
+            let items: Vec<usize> = (0..count).collect();
+            assert_eq!(map(&items, 8, |n| n * 2), (0..count).map(|n| n * 2).collect::<Vec<_>>());
+        }
+        let mut items = vec![1; 100];
+        let before = map_mut(&mut items, 8, |item| std::mem::replace(item, 2));
+        assert!(before == [1; 100] && items == [2; 100]);
+    }
+}
