@@ -9,6 +9,7 @@
 #[link(name = "c")]
 unsafe extern "C" {}
 
+mod defect;
 mod environment;
 mod gate;
 mod hooks;
@@ -18,12 +19,6 @@ mod protect;
 mod real;
 mod scratch;
 mod thread;
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    // SAFETY: abort never returns and has no preconditions.
-    unsafe { libc::abort() }
-}
 
 // The prebuilt core names a personality in its unwind tables. Ours belongs to this library alone (hidden: a Rust
 // program's own must not be replaced) and lets every unwinding pass: 8 is _URC_CONTINUE_UNWIND.

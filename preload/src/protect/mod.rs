@@ -32,6 +32,7 @@ use ckpt_wire::protect::{
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 pub use clone::vfork_child;
+pub use pass::raw;
 
 /// The control block.
 static CONTROL: Control = Control::new();
