@@ -27,7 +27,7 @@ mod table;
 
 use crate::thread;
 use ckpt_wire::protect::{
-    CONTROL_MAGIC, CONTROL_SLOTS, CONTROL_VERSION, Control, Dispatch, ON, PASS, RESERVED,
+    BELIEVED, CONTROL_MAGIC, CONTROL_SLOTS, CONTROL_VERSION, Control, Dispatch, ON, PASS, RESERVED,
 };
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
@@ -56,9 +56,6 @@ const _: () = assert!(size_of::<Context>() == 304);
 const RAX: usize = libc::REG_RAX as usize;
 const RSP: usize = libc::REG_RSP as usize;
 const RIP: usize = libc::REG_RIP as usize;
-
-/// A mark of ours in the flags of a context: its mask is as the application believes it.
-const BELIEVED: u64 = 1 << 30;
 
 /// Tells the daemon where everything is. Called by the constructor and, for the new table, in a child.
 pub fn start() {

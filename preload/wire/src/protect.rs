@@ -59,6 +59,8 @@ pub const DISPATCH: u8 = 1;
 
 /// SIGSEGV and SIGSYS as bits of a signal mask: what must never be blocked.
 pub const OURS: u64 = 1 << 10 | 1 << 30;
+/// A mark of ours in the flags of a signal frame's context (uc_flags): its mask is as the application believes it.
+pub const BELIEVED: u64 = 1 << 30;
 
 /// struct kernel_sigaction: handler, flags, restorer, mask.
 pub type Action = [AtomicU64; 4];

@@ -164,7 +164,7 @@ pub fn outcome(group: &str, work: &Work, result: &Result<Done, Error>) {
             CKPT_GROUP = group,
             CKPT_ID = i.id,
             CKPT_BYTES = i.image_bytes,
-            "checkpoint {} of group {group} is a full one now: the incrementals are folded into it",
+            "checkpoint {} of group {group} stands alone: what it rested on is folded into it",
             i.id
         ),
         (_, Ok(Done::Imported(i))) => info!(

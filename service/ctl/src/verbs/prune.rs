@@ -3,7 +3,7 @@
 use crate::bus::none;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{page, print_json, table};
+use crate::output::{local_text, page, print_json, table};
 use crate::view;
 
 /// What to prune.
@@ -50,7 +50,7 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         (other, _) => other.into(),
     };
     let line = |d: &view::Decision| {
-        vec![format!("{}@{}", d.group, d.id), d.created.clone(), verdict(d), d.rule.clone(), d.reason.clone()]
+        vec![format!("{}@{}", d.group, d.id), local_text(&d.created), verdict(d), d.rule.clone(), d.reason.clone()]
     };
     page(
         context,

@@ -8,6 +8,7 @@ use ckpt_wire::protect::{
 };
 
 use super::control::{Control, Head, STACKS};
+use super::frames;
 use crate::error::{Error, Result};
 use crate::inject::Live;
 use crate::maps::{MapName, Mapping};
@@ -56,7 +57,7 @@ impl Live {
         out.extend(pins(&control)?);
         let Some(ranges) = ranges(mappings, ours, out) else { return Ok(false) };
         let Some(at) = self.room(&control, &head, &ranges, deadline)? else { return Ok(false) };
-        self.install(&control, &head, &slots, deadline)?;
+        self.install(&control, &head, &slots, mappings, deadline)?;
         write_table(&control, at, &ranges)?;
         control.set_u32(offset_of!(Wire, state), INSTALLED | ON)?;
         self.switch_on(&control, &slots)?;
@@ -284,10 +285,20 @@ impl Live {
     }
 
     /// Our handlers in the application's stead, whose wishes are kept; no handler and no mask blocks ours.
-    fn install(&mut self, control: &Control, head: &Head, slots: &[u64], deadline: Deadline) -> Result<()> {
+    fn install(
+        &mut self,
+        control: &Control,
+        head: &Head,
+        slots: &[u64],
+        mappings: &[Mapping],
+        deadline: Deadline,
+    ) -> Result<()> {
         let caught = crate::task::status(self.pid())?.caught;
         let signals: Vec<i32> = (1..=64).filter(|s| (caught | OURS) & 1 << (s - 1) != 0).collect();
         let found = self.actions(&signals, deadline)?;
+        if !self.protection.lifted {
+            self.mark_frames(mappings, &found)?;
+        }
         let mut masked = [0u64; 2];
         let mut new = Vec::new();
         for (signal, action) in signals.into_iter().zip(found) {
@@ -314,6 +325,17 @@ impl Live {
         control.set_u32(offset_of!(Wire, state), INSTALLED)?;
         self.set_actions(&new, deadline)?;
         self.strip_masks(control, slots, deadline)
+    }
+
+    /// Threads that block what they are not to block any more may do so in handlers only.
+    fn mark_frames(&self, mappings: &[Mapping], actions: &[[u64; 4]]) -> Result<()> {
+        let mut restorers: Vec<u64> = actions.iter().map(|action| action[2]).filter(|at| *at != 0).collect();
+        restorers.sort_unstable();
+        restorers.dedup();
+        let blocking = self.threads().filter(|view| view.mask & OURS != 0);
+        blocking
+            .into_iter()
+            .try_for_each(|view| frames::mark(self.pid(), view.at_stop.rsp, mappings, &restorers))
     }
 
     /// No thread blocks SIGSEGV or SIGSYS; its slot says what it believes.

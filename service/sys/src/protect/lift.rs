@@ -26,6 +26,7 @@ impl Live {
         if head.state() & INSTALLED == 0 {
             return Ok(());
         }
+        self.protection.lifted = true;
         let table = control.table(&head)?;
         self.protection.clean = clean(&table, &read_maps(self.pid())?);
         let calls: Vec<_> = table.iter().flat_map(|(range, states)| spans(range, states)).collect();

@@ -11,6 +11,7 @@
 
 mod arm;
 mod control;
+mod frames;
 mod lift;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -62,6 +63,8 @@ fn release() -> (u32, u32) {
 #[derive(Debug, Default)]
 pub struct Protection {
     control: Option<Control>,
+    /// The tracker was on until [`crate::inject::Live::lift`].
+    lifted: bool,
     /// Pages that were armed and not written since; known after [`crate::inject::Live::lift`].
     clean: Vec<AddrRange>,
 }
@@ -79,7 +82,7 @@ impl Protection {
         if control.is_locked()? {
             control.unlock()?;
         }
-        Ok((Self { control: Some(control), clean: Vec::new() }, settled))
+        Ok((Self { control: Some(control), ..Self::default() }, settled))
     }
 
     /// The control block: known from dispatching, or told by the library's table.
