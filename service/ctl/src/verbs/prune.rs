@@ -50,7 +50,13 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         (other, _) => other.into(),
     };
     let line = |d: &view::Decision| {
-        vec![format!("{}@{}", d.group, d.id), local_text(&d.created), verdict(d), d.rule.clone(), d.reason.clone()]
+        vec![
+            format!("{}@{}", d.group, d.id),
+            local_text(&d.created),
+            verdict(d),
+            d.rule.clone(),
+            d.reason.clone(),
+        ]
     };
     page(
         context,

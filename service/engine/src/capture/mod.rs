@@ -21,6 +21,7 @@ pub mod questions;
 pub mod session;
 pub mod sharing;
 mod shown;
+mod spaces;
 pub mod sysv;
 pub mod text;
 pub mod thread;

@@ -11,27 +11,26 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ckpt_image::records::{
-    FdTableId, FileRecord, GroupImage, Pid, QueueRecord, SpaceId, UnitClocks, UnitRecord,
+    FdTableId, FileRecord, GroupImage, KernelRecord, Pid, ProcessRecord, QueueRecord, UnitClocks, UnitRecord,
 };
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
-use ckpt_sys::thread::Deadline;
 
 use super::ephemeral;
 use super::family::namespaces;
 use super::frozen_copies;
 use super::members::{self, Members};
-use super::memory::{self, Copied, Plan, SpaceInput};
+use super::memory::{Copied, Plan};
+use super::spaces::{self, Spaces, in_time};
 use super::sysv;
 use super::{Files, Freezer, Objects, Precopy};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
-use crate::error::{Error, with_sources};
+use crate::error::Error;
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::members::living_task;
-use crate::parallel;
 use crate::storage::Subvolume;
 use crate::timeline::Timeline;
-use crate::track::{Chain, SpaceKey, WatchedSpace};
+use crate::track::{Chain, SpaceKey};
 use crate::{check, machine, pinned};
 
 /// A capture that is prepared.
@@ -152,12 +151,7 @@ impl Capture {
             unit.clocks = first.map_or_else(UnitClocks::default, |pid| machine::clocks_of(pid, &clocks));
         }
         let group = self.group.as_str();
-        let failed = |e: ckpt_sys::Error| match e {
-            ckpt_sys::Error::Deadline { .. } => {
-                Error::FreezeTimeout { group: group.into(), why: with_sources(&e) }
-            }
-            other => Error::Failed(format!("capture of {group}: {}", with_sources(&other))),
-        };
+        let failed = |e| spaces::failed(group, e);
         let people = members.capture(&self.units, &mut self.files, deadline, time).map_err(failed)?;
         refuse(group, &people.problems)?;
         let homes = homes(&mut self.units, &people);
@@ -168,53 +162,9 @@ impl Capture {
         refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit)?)?;
 
         let mut memory = self.plan.begin();
-        let keys = parallel::map(&people.spaces, 16, |facts| SpaceKey::of(facts.pid));
-        let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(failed)?;
-        // What is watched no more makes room first: a space can have one userfaultfd only.
-        chain.spaces.retain(|key, _| keys.contains(key));
-        let mut watched = Vec::with_capacity(people.spaces.len());
-        for (facts, key) in people.spaces.iter().zip(&keys) {
-            in_time(group, deadline)?;
-            let live = members.live(facts.pid).ok_or_else(|| failed(ckpt_sys::Error::Gone(facts.pid)))?;
-            let mut space = match chain.spaces.remove(key) {
-                Some(space) => space,
-                None => {
-                    let watch = chain.tracker.watch(live, deadline).map_err(failed)?;
-                    WatchedSpace { stored: None, watch }
-                }
-            };
-            if let Some(watch) = &mut space.watch {
-                watch.enter(live);
-            }
-            watched.push((facts, space));
-        }
-        let before = memory.before();
-        let looked = parallel::map_mut(&mut watched, 4, |(facts, space)| {
-            before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _))
-        });
-        let mut spaces = Vec::with_capacity(people.spaces.len());
-        for (index, (((facts, mut watched), key), looked)) in
-            watched.into_iter().zip(keys).zip(looked).enumerate()
-        {
-            in_time(group, deadline)?;
-            let (id, name) = (SpaceId(index as u32), &self.units[facts.unit.index()].name);
-            let pid = facts.pid.as_raw();
-            let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name: name };
-            let before = early.remove(&key);
-            let input = SpaceInput {
-                id,
-                facts,
-                looked: looked.map_err(|e| e.for_group(group))?,
-                watch: watched.watch.as_deref_mut().map(|watch| watch as _),
-                parent: watched.stored.filter(|_| chain.parent.is_some()),
-                early: before.as_ref(),
-            };
-            let space = memory
-                .space(&member, input, &mut self.files, &mut self.objects)
-                .map_err(|e| e.for_group(group))?;
-            spaces.push(space);
-            chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
-        }
+        let taking = Spaces { group, units: &self.units, deadline };
+        let registries = (&mut self.files, &mut self.objects);
+        let spaces = taking.take(&people.spaces, members, &mut chain, &mut memory, &mut early, registries)?;
         refuse(group, memory.problems())?;
         time.lap("spaces");
         early.into_values().for_each(|gone| pages.rename(gone.provisional, None));
@@ -240,12 +190,7 @@ impl Capture {
             }
         }
         time.lap("copy");
-        let mut kernel = machine::kernel()?;
-        kernel.xcr0 = people
-            .processes
-            .iter()
-            .find_map(|p| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate)))
-            .unwrap_or(0);
+        let kernel = kernel_of(&people)?;
         let pins = self.files.take_pins();
         let image = GroupImage {
             units: self.units,
@@ -303,6 +248,14 @@ impl Captured {
             chain: self.chain,
         })
     }
+}
+
+/// The kernel, with the processor's extended state as the members have it.
+fn kernel_of(people: &members::Captured) -> Result<KernelRecord, Error> {
+    let mut kernel = machine::kernel()?;
+    let xcr0 = |p: &ProcessRecord| Some(machine::xcr0(&p.body.as_ref()?.threads.first()?.xstate));
+    kernel.xcr0 = people.processes.iter().find_map(xcr0).unwrap_or(0);
+    Ok(kernel)
 }
 
 /// What the image says of a unit.
@@ -408,12 +361,4 @@ pub fn refuse(group: &str, problems: &[Problem]) -> Result<(), Error> {
         return Err(Error::NotCheckpointable { group: group.into(), problems: problems.to_vec() });
     }
     Ok(())
-}
-
-fn in_time(group: &str, deadline: Deadline) -> Result<(), Error> {
-    if !deadline.passed() {
-        return Ok(());
-    }
-    let why = "capture took longer than capture.max_freeze allows; make it longer".into();
-    Err(Error::FreezeTimeout { group: group.into(), why })
 }

@@ -12,6 +12,7 @@
 mod arm;
 mod control;
 mod frames;
+mod handlers;
 mod lift;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -1,0 +1,123 @@
+//! The address spaces of stopped members: who watches each; mappings and pages, looked at side by side; then the records.
+
+use std::collections::HashMap;
+
+use ckpt_image::records::{SpaceId, SpaceRecord, UnitRecord};
+use ckpt_sys::Error as SysError;
+use ckpt_sys::thread::Deadline;
+
+use super::members::{Members, SpaceFacts};
+use super::memory::{self, Looked, MemoryError, SpaceInput};
+use super::precopy::Early;
+use super::{Files, Objects};
+use crate::error::{Error, with_sources};
+use crate::parallel;
+use crate::track::{Chain, SpaceKey, WatchedSpace};
+
+/// Whose spaces are taken, and until when.
+pub(super) struct Spaces<'a> {
+    /// Group name.
+    pub group: &'a str,
+    /// By [`UnitIndex`](ckpt_image::records::UnitIndex).
+    pub units: &'a [UnitRecord],
+    /// The end of the window.
+    pub deadline: Deadline,
+}
+
+/// A space with what watches it.
+type Watched<'f> = (&'f SpaceFacts, WatchedSpace);
+
+impl Spaces<'_> {
+    /// Takes down all spaces. The chain has a watch of each afterwards, and of no other; what was copied before the window and met again is
+    /// taken out of `early`.
+    ///
+    /// Errors: FreezeTimeout past the deadline; those of the kernel. What cannot be captured is in the problems of `memory`.
+    pub fn take(
+        &self,
+        all: &[SpaceFacts],
+        members: &mut Members,
+        chain: &mut Chain,
+        memory: &mut memory::Capture,
+        early: &mut HashMap<SpaceKey, Early>,
+        (files, objects): (&mut Files, &mut Objects),
+    ) -> Result<Vec<SpaceRecord>, Error> {
+        let keys = parallel::map(all, 16, |facts| SpaceKey::of(facts.pid));
+        let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(|e| self.failed(e))?;
+        let mut watched = self.watches(all, &keys, members, chain)?;
+        let before = memory.before();
+        let looked: Vec<Result<Looked, MemoryError>> =
+            parallel::map_mut(&mut watched, 4, |(facts, space)| {
+                before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _))
+            });
+        let mut spaces = Vec::with_capacity(all.len());
+        for (((facts, mut watched), key), looked) in watched.into_iter().zip(keys).zip(looked) {
+            in_time(self.group, self.deadline)?;
+            let (id, unit_name) = (SpaceId(spaces.len() as u32), &self.units[facts.unit.index()].name);
+            let pid = facts.pid.as_raw();
+            let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name };
+            let before = early.remove(&key);
+            let input = SpaceInput {
+                id,
+                facts,
+                looked: looked.map_err(|e| e.for_group(self.group))?,
+                watch: watched.watch.as_deref_mut().map(|watch| watch as _),
+                parent: watched.stored.filter(|_| chain.parent.is_some()),
+                early: before.as_ref(),
+            };
+            let space = memory.space(&member, input, files, objects);
+            spaces.push(space.map_err(|e| e.for_group(self.group))?);
+            chain.spaces.insert(key, WatchedSpace { stored: Some(id), ..watched });
+        }
+        Ok(spaces)
+    }
+
+    /// Takes the watches out of the chain; what nobody watches yet is from here on.
+    fn watches<'f>(
+        &self,
+        all: &'f [SpaceFacts],
+        keys: &[SpaceKey],
+        members: &mut Members,
+        chain: &mut Chain,
+    ) -> Result<Vec<Watched<'f>>, Error> {
+        // What is watched no more makes room first: a space can have one userfaultfd only.
+        chain.spaces.retain(|key, _| keys.contains(key));
+        let watched = |(facts, key): (&'f SpaceFacts, &SpaceKey)| {
+            in_time(self.group, self.deadline)?;
+            let live = members.live(facts.pid).ok_or_else(|| self.failed(SysError::Gone(facts.pid)))?;
+            let mut space = match chain.spaces.remove(key) {
+                Some(space) => space,
+                None => {
+                    let watch = chain.tracker.watch(live, self.deadline).map_err(|e| self.failed(e))?;
+                    WatchedSpace { stored: None, watch }
+                }
+            };
+            if let Some(watch) = &mut space.watch {
+                watch.enter(live);
+            }
+            Ok((facts, space))
+        };
+        all.iter().zip(keys).map(watched).collect()
+    }
+
+    fn failed(&self, error: SysError) -> Error {
+        failed(self.group, error)
+    }
+}
+
+/// Errors: FreezeTimeout past the deadline.
+pub(super) fn in_time(group: &str, deadline: Deadline) -> Result<(), Error> {
+    if !deadline.passed() {
+        return Ok(());
+    }
+    let why = "capture took longer than capture.max_freeze allows; make it longer".into();
+    Err(Error::FreezeTimeout { group: group.into(), why })
+}
+
+/// A failure of the kernel's in the window, in the words of the contract.
+pub(super) fn failed(group: &str, error: SysError) -> Error {
+    let why = with_sources(&error);
+    match error {
+        SysError::Deadline { .. } => Error::FreezeTimeout { group: group.into(), why },
+        _ => Error::Failed(format!("capture of {group}: {why}")),
+    }
+}
