@@ -1,7 +1,7 @@
 //! The `write-protect` tracker on real programs: they never see it, and no written page is missed. Needs root and a cgroup2 tree.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -28,15 +28,17 @@ fn library() -> &'static Path {
 
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/preload/protected.c");
-        let program =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("protected-{}", std::process::id()));
-        let mut compile = Command::new("cc");
-        compile.args(["-g", "-O1", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&program).arg(source);
-        assert!(compile.status().unwrap().success());
-        program
-    })
+    PROGRAM.get_or_init(|| compiled("preload/protected.c", "protected"))
+}
+
+/// A victim, compiled for this test alone.
+fn compiled(source: &str, name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims").join(source);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    let mut compile = Command::new("cc");
+    compile.args(["-g", "-O1", "-Wall", "-Wextra", "-pthread", "-o"]).arg(&program).arg(source);
+    assert!(compile.status().unwrap().success());
+    program
 }
 
 /// A cgroup of the test's own.
@@ -164,13 +166,8 @@ fn memory(pid: Pid, mappings: &[Mapping]) -> Vec<(u64, Vec<u8>)> {
 /// A victim of the integration tests, armed three times, then asked to change all of its memory and to check itself.
 #[test]
 fn a_program_that_waits_for_signals_changes_all_its_memory() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("victims/memory.c");
-    let base =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("protected-memory-{}", std::process::id()));
-    let (program, dir) = (base.with_extension("bin"), base.with_extension("dir"));
-    let mut compile = Command::new("cc");
-    compile.args(["-g", "-O1", "-pthread", "-o"]).arg(&program).arg(source);
-    assert!(compile.status().unwrap().success());
+    let program = compiled("memory.c", "protected-memory");
+    let dir = program.with_extension("dir");
     std::fs::create_dir_all(&dir).unwrap();
     let generation = || std::fs::read_to_string(dir.join("generation")).unwrap_or_default();
     let Some(mut victim) = Victim::launch("memory", &program, &[dir.to_str().unwrap()]) else { return };
@@ -198,6 +195,24 @@ fn a_program_that_waits_for_signals_changes_all_its_memory() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(victim.child.wait().unwrap().success());
     let _ = (std::fs::remove_file(&program), std::fs::remove_dir_all(&dir));
+}
+
+/// Armed for the first time inside two handlers of its own, which the kernel has entered before.
+#[test]
+fn handlers_that_run_when_it_begins_return_to_what_they_interrupted() {
+    let program = compiled("preload/handler.c", "protected-handler");
+    let Some(mut victim) = Victim::launch("handler", &program, &[]) else { return };
+    let mut lines = BufReader::new(victim.child.stdout.take().unwrap()).lines();
+    let mut says = |word: &str| assert_eq!(lines.next().unwrap().unwrap(), word);
+    for _ in 0..3 {
+        says("in");
+        victim.checkpoint();
+        victim.child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        says("out");
+    }
+    assert!(victim.child.wait().unwrap().success());
+    assert_eq!(victim.armed, 3);
+    let _ = std::fs::remove_file(&program);
 }
 
 fn unharmed(name: &str, parts: &[&str], seconds: u64) {
