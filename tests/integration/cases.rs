@@ -5,7 +5,7 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::{must, run, text};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("case-files", ""),
     ("case-sockets", ""),
     ("case-network", ""),
@@ -14,6 +14,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("case-terminal", ""),
     ("case-processes", "Delegate=yes"),
     ("case-time", ""),
+    ("case-rings", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {

@@ -2,6 +2,7 @@
 #include "case.h"
 #include <dirent.h>
 #include <linux/aio_abi.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -1911,13 +1912,59 @@ REFUSED(aio_completed, "aio")
 	same(event.res, 3);
 }
 
-REFUSED(io_uring, "io-uring")
+#define READERS 8
+#define PLACES 1024
+#define BLOCK 65536
+#define BLOCKS 64
+
+static unsigned char *places, holds_block[PLACES];
+static volatile int enough_read;
+static unsigned long blocks_read;
+
+/* Reads past the page cache into places of its own; every place holds the block that was read last, and nothing else writes there. */
+static void *reads_directly(void *number)
 {
-	char parameters[256] = "";
-	int fd = syscall(SYS_io_uring_setup, 8, parameters);
-	if (fd < 0)
-		cannot("no io_uring");
+	unsigned long next, me = (uintptr_t)number;
+	int fd = must(open(in_dir("blocks"), O_RDONLY | O_DIRECT));
+	for (next = me; !enough_read; next += READERS) {
+		unsigned long place = next % PLACES, block = next * 7 % BLOCKS;
+		if (pread(fd, places + place * BLOCK, BLOCK, block * BLOCK) != BLOCK)
+			return NULL;
+		holds_block[place] = block + 1;
+		__atomic_fetch_add(&blocks_read, 1, __ATOMIC_RELAXED);
+	}
+	close(fd);
+	return number;
+}
+
+CASE(direct_reads_under_way)
+{
+	unsigned char *block = malloc(BLOCK);
+	pthread_t threads[READERS];
+	void *good;
+	int fd = file("blocks", O_RDWR), i, at, wrong = 0;
+	places = aligned_alloc(4096, (size_t)PLACES * BLOCK);
+	for (i = 0; i < BLOCKS; i++) {
+		memset(block, i + 1, BLOCK);
+		same(write(fd, block, BLOCK), BLOCK);
+	}
+	fsync(fd);
+	for (i = 0; i < READERS; i++)
+		same(pthread_create(&threads[i], NULL, reads_directly, (void *)(uintptr_t)(i + READERS)), 0);
+	while (__atomic_load_n(&blocks_read, __ATOMIC_RELAXED) < 4 * PLACES)
+		usleep(1000);
 	restored();
+	enough_read = 1;
+	for (i = 0; i < READERS; i++) {
+		pthread_join(threads[i], &good);
+		holds(good);
+	}
+	for (i = 0; i < PLACES; i++) {
+		for (at = 0; at < BLOCK && places[(size_t)i * BLOCK + at] == holds_block[i]; at++)
+			;
+		wrong += at < BLOCK;
+	}
+	same(wrong, 0);
 }
 
 REFUSED(userfaultfd, "userfaultfd")

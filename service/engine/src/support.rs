@@ -74,6 +74,11 @@ const OBJECTS: &[Row] = &[
     restored("epoll", "nested, edge-triggered, one-shot, of numbers that were closed since"),
     restored("memfd", "seals, offset, sharing with mappings"),
     restored("pidfd", "of members, also of zombies and of those that were waited for"),
+    restored(
+        "io_uring with nothing under way, or with what ends while the group stands still (reads and writes of files)",
+        "counters, completions that were not read, entries that were not submitted, waiting threads, sharing between processes; has \
+         IORING_SETUP_SUBMIT_ALL and not IORING_SETUP_COOP_TASKRUN, which nobody tells; NAPI and limits of workers are lost",
+    ),
     reset("inotify", "inotify-events", "watches are restored, events that wait are lost"),
     reset(
         "fanotify",
@@ -84,7 +89,17 @@ const OBJECTS: &[Row] = &[
     refused("pidfd of others", "pidfd-outside", ""),
     refused("epoll item of a file that is not open in the group", "epoll-target", ""),
     refused("fanotify with permission events", "fanotify", ""),
-    refused("io_uring", "io-uring", ""),
+    refused(
+        "io_uring with requests that wait (for a socket, a pipe, a time), that were made in a form with more or less than one completion \
+         each, or with what is registered",
+        "io-uring",
+        "files, buffers, descriptors, eventfds, credentials in use, restrictions",
+    ),
+    refused(
+        "io_uring with IORING_SETUP_SQPOLL, IOPOLL, SINGLE_ISSUER, R_DISABLED, NO_MMAP, SQE128 or CQE32",
+        "io-uring",
+        "",
+    ),
     refused("userfaultfd", "userfaultfd", ""),
     refused("perf_event", "perf-event", ""),
     refused("bpf", "bpf", ""),

@@ -228,6 +228,9 @@ impl Live {
 
     /// The first half of [`Live::prepare`], which waits for nothing: many processes begin, then each ends.
     pub fn begin_prepare(&mut self) -> Result<()> {
+        if self.runner.is_some() {
+            return Ok(());
+        }
         let no = |why| Error::NoRunner { pid: self.pid, why };
         if self.threads.iter().any(|held| held.at_stop.cs != 0x33) {
             return Err(no("it runs 32-bit code"));

@@ -17,6 +17,7 @@ pub mod event_log;
 pub mod gate;
 pub mod gather;
 pub mod inject;
+pub mod io_uring;
 pub mod maps;
 pub mod message_queues;
 pub mod missing;

@@ -31,7 +31,8 @@ const ANSWERS_EINTR: &[i64] = &[
     libc::SYS_semtimedop,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_io_getevents,
-    333, // io_pgetevents
+    333,                        // io_pgetevents
+    crate::io_uring::SYS_ENTER, // EINTR only if it took no entry
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,

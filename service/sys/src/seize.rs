@@ -216,6 +216,8 @@ impl Half {
         for running in std::mem::take(&mut self.running) {
             let tid = running.tid();
             match settle(running, deadline) {
+                // Requests that are under way end only if it runs.
+                Ok(Some(worker)) if is_worker(self.member.pid, &worker) => worker.detach()?,
                 Ok(Some(stopped)) => self.stopped.push(stopped),
                 Ok(None) => self.leader_ended |= tid == self.member.pid,
                 Err((running, Error::Deadline { .. })) => self.running.extend(running),
@@ -270,6 +272,12 @@ impl Half {
             leader_ended,
         })
     }
+}
+
+/// Whether a thread is one that the kernel has made to work for io_uring(7): it never runs the program, and shows no registers.
+fn is_worker(pid: Pid, thread: &Stopped) -> bool {
+    let nowhere = thread.registers().is_ok_and(|regs| regs.rip == 0);
+    nowhere && task::is_io_worker(pid, thread.tid())
 }
 
 /// Waits for the stop that the interrupt made; signals that come first are delivered. `None`: the thread ended.

@@ -111,6 +111,16 @@ pub fn threads(pid: Pid) -> Result<Vec<Pid>> {
     Ok(tids)
 }
 
+/// Whether a thread is one of the kernel's that work for io_uring(7): PF_IO_WORKER in its flags (field 9 of proc_pid_stat(5)), Linux 5.12.
+#[must_use]
+pub fn is_io_worker(pid: Pid, tid: Pid) -> bool {
+    const PF_IO_WORKER: u64 = 0x10;
+    let stat = fs::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(&[][..], |at| &stat[at..]);
+    let flags = std::str::from_utf8(after_name).ok().and_then(|text| text.split(' ').nth(7)?.parse().ok());
+    flags.is_some_and(|flags: u64| flags & PF_IO_WORKER != 0)
+}
+
 /// When a process began, in clock ticks since boot (field 22 of proc_pid_stat(5)): with its id, what it is.
 ///
 /// Errors: Io where it is gone, Parse.

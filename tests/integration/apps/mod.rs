@@ -3,6 +3,7 @@
 mod client;
 mod daemons;
 mod drive;
+mod mariadb;
 mod programs;
 mod servers;
 mod sessions;
@@ -12,6 +13,7 @@ use crate::runner::Test;
 pub(crate) fn tests() -> Vec<Test> {
     let mut tests = servers::tests();
     tests.extend(daemons::tests());
+    tests.extend(mariadb::tests());
     tests.extend(programs::tests());
     tests.extend(sessions::tests());
     tests

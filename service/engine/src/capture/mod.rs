@@ -2,6 +2,7 @@
 //!
 //! Registries first: what descriptors, mappings and processes have in common is recorded once, whoever meets it first.
 
+pub mod direct;
 pub mod ephemeral;
 pub mod family;
 pub mod files;
@@ -18,6 +19,7 @@ pub mod pipe;
 pub mod precopy;
 pub mod process;
 pub mod questions;
+pub mod rings;
 pub mod session;
 pub mod sharing;
 mod shown;
@@ -29,6 +31,7 @@ pub mod undo;
 
 pub use files::Files;
 pub use identities::Identities;
+pub use member::Member;
 pub use members::Members;
 pub use messages::Freezer;
 pub use objects::Objects;

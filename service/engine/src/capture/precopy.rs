@@ -11,7 +11,7 @@
 //! A page is armed before it is copied, so what is written after the copy is found by the next round, or in the window. In the window
 //! a page that is still clean is where the rounds put it; one that was armed and could not be copied is copied there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use ckpt_sys::pagemap::Wanted;
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::unistd::Pid;
 
+use super::direct::writes_directly;
 use super::pipe::{self, CHUNK, Chunk, Pipe, piped};
 use crate::api::Job;
 use crate::error::Error;
@@ -45,6 +46,8 @@ pub struct Early {
     pub armed: PageSet,
     /// Pages that were copied after they had been armed.
     pub copied: PageSet,
+    /// Devices may have written to what was copied without that anybody saw it (`direct.rs`): it is copied again.
+    pub distrusted: bool,
 }
 
 impl Early {
@@ -69,6 +72,8 @@ pub struct Precopy {
     pub diverges: bool,
     /// How fast memory was read.
     pub speed: Speed,
+    /// Address spaces that devices write to: left for the window.
+    direct: HashSet<SpaceKey>,
 }
 
 /// How fast members' memory is copied into ours, as the rounds have measured it.
@@ -104,6 +109,7 @@ impl Precopy {
             rest: 0,
             diverges: false,
             speed: Speed::default(),
+            direct: HashSet::new(),
         })
     }
 
@@ -114,6 +120,7 @@ impl Precopy {
         if !chain.tracker.is_live() {
             return Ok(());
         }
+        self.direct = chain.spaces.keys().filter(|key| writes_directly(key.pid())).cloned().collect();
         // Again as last time? If it has become quiet since, that is seen the next time.
         if let Some(before) = chain.outrun.take().filter(|_| chain.parent.is_some()) {
             let written = written(chain);
@@ -161,12 +168,17 @@ impl Precopy {
     ///
     /// Errors: as [`Precopy::run`].
     pub fn round(&mut self, chain: &mut Chain, all: bool, job: &dyn Job) -> Result<u64, Error> {
-        let Self { pages, spaces, speed, .. } = self;
+        let Self { pages, spaces, speed, direct, .. } = self;
         let (bytes, read) = piped(pages, |pipe| {
             let mut line = Line { pipe, bytes: 0, speed: Speed::default(), job };
-            for (key, watched) in &mut chain.spaces {
+            for (key, watched) in chain.spaces.iter_mut().filter(|(key, _)| !direct.contains(key)) {
                 let provisional = Container::Space(SpaceId(u32::MAX - spaces.len() as u32));
-                let fresh = || Early { provisional, armed: PageSet::default(), copied: PageSet::default() };
+                let fresh = || Early {
+                    provisional,
+                    armed: PageSet::default(),
+                    copied: PageSet::default(),
+                    distrusted: false,
+                };
                 line.space(key, watched, spaces.entry(key.clone()).or_insert_with(fresh), all)?;
             }
             Ok((line.bytes, line.speed))

@@ -14,6 +14,7 @@ use ckpt_image::records::{
     FdTableId, FileRecord, GroupImage, KernelRecord, Pid, ProcessRecord, QueueRecord, UnitClocks, UnitRecord,
 };
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
+use ckpt_sys::thread::Deadline;
 
 use super::ephemeral;
 use super::family::namespaces;
@@ -21,11 +22,11 @@ use super::frozen_copies;
 use super::members::{self, Members};
 use super::memory::{Copied, Plan};
 use super::spaces::{self, Spaces, in_time};
-use super::sysv;
 use super::{Files, Freezer, Objects, Precopy};
+use super::{rings, sysv};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
-use crate::error::Error;
+use crate::error::{Error, with_sources};
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::members::living_task;
 use crate::storage::Subvolume;
@@ -41,6 +42,7 @@ pub struct Capture {
     objects: Objects,
     plan: Plan,
     outside: TcpChoice,
+    quiet_rings: HashSet<u64>,
 }
 
 /// A group's state, in memory of ours.
@@ -86,6 +88,7 @@ impl Capture {
             objects: Objects::new(),
             plan,
             outside: group.config.sockets.tcp,
+            quiet_rings: HashSet::new(),
         })
     }
 
@@ -125,6 +128,23 @@ impl Capture {
         Ok(())
     }
 
+    /// Waits until nothing is under way in the rings of io_uring(7) that members had shortly before the window: before anything is captured, and
+    /// before the snapshots. What still is under way is returned.
+    ///
+    /// Errors: NotCheckpointable.
+    pub fn quiet(&mut self, members: &mut Members, deadline: Deadline) -> Result<Vec<Problem>, Error> {
+        let with_rings = self.plan.with_rings();
+        if with_rings.is_empty() {
+            return Ok(Vec::new());
+        }
+        let quiet = rings::wait(members, &self.units, &with_rings, deadline).map_err(|e| {
+            Error::Failed(format!("look at the rings of {}: {}", self.group, with_sources(&e)))
+        })?;
+        refuse(&self.group, &quiet.refused)?;
+        self.quiet_rings = quiet.rings;
+        Ok(quiet.busy)
+    }
+
     /// The units, in the order of `UnitIndex`.
     pub fn units(&self) -> &[UnitRecord] {
         &self.units
@@ -155,14 +175,18 @@ impl Capture {
         let people = members.capture(&self.units, &mut self.files, deadline, time).map_err(failed)?;
         refuse(group, &people.problems)?;
         let homes = homes(&mut self.units, &people);
-        let mut open = descriptors(&self.units, &people, &mut self.files, &mut self.objects, self.outside)?;
+        let quiet_rings = std::mem::take(&mut self.quiet_rings);
+        let (files, objects) = (&mut self.files, &mut self.objects);
+        let mut open = descriptors(&self.units, &people, files, objects, (self.outside, quiet_rings))?;
         refuse(group, &open.problems)?;
         time.lap("descriptors");
         let unit = |queue: &QueueRecord| self.units[queue.unit.index()].name.clone();
         refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit)?)?;
 
         let mut memory = self.plan.begin();
-        let taking = Spaces { group, units: &self.units, deadline };
+        memory.know_rings(std::mem::take(&mut open.rings));
+        let (direct, with_rings) = (spaces_of(&people, &open.direct), spaces_of(&people, &open.with_rings));
+        let taking = Spaces { group, units: &self.units, deadline, direct, with_rings };
         let registries = (&mut self.files, &mut self.objects);
         let spaces = taking.take(&people.spaces, members, &mut chain, &mut memory, &mut early, registries)?;
         refuse(group, memory.problems())?;
@@ -338,12 +362,13 @@ fn descriptors(
     people: &members::Captured,
     files: &mut Files,
     objects: &mut Objects,
-    outside: TcpChoice,
+    (outside, quiet_rings): (TcpChoice, HashSet<u64>),
 ) -> Result<kinds::Captured, Error> {
     let names: Vec<_> = units.iter().map(|u| u.name.clone()).collect();
     let mut capture = DescriptorCapture::new(Depth::Contents, &names, [], files, objects)
         .known_as(people.identities.clone())
-        .to_outside(outside);
+        .to_outside(outside)
+        .with_quiet(quiet_rings);
     for (index, table) in people.fd_tables.iter().enumerate() {
         let id = capture
             .add_process(table.pid.as_raw(), table.unit)
@@ -353,6 +378,15 @@ fn descriptors(
         }
     }
     Ok(capture.finish())
+}
+
+/// The address spaces of processes with one of these descriptor tables.
+fn spaces_of(
+    people: &members::Captured,
+    tables: &HashSet<FdTableId>,
+) -> HashSet<ckpt_image::records::SpaceId> {
+    let bodies = people.processes.iter().filter_map(|process| process.body.as_ref());
+    bodies.filter(|body| tables.contains(&body.fd_table)).map(|body| body.space).collect()
 }
 
 /// NotCheckpointable if there is an error among the problems.

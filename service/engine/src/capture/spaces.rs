@@ -1,6 +1,6 @@
 //! The address spaces of stopped members: who watches each; mappings and pages, looked at side by side; then the records.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ckpt_image::records::{SpaceId, SpaceRecord, UnitRecord};
 use ckpt_sys::Error as SysError;
@@ -22,6 +22,10 @@ pub(super) struct Spaces<'a> {
     pub units: &'a [UnitRecord],
     /// The end of the window.
     pub deadline: Deadline,
+    /// Those that devices write to unseen (`direct.rs`).
+    pub direct: HashSet<SpaceId>,
+    /// Those of processes with rings of io_uring(7).
+    pub with_rings: HashSet<SpaceId>,
 }
 
 /// A space with what watches it.
@@ -55,7 +59,10 @@ impl Spaces<'_> {
             let (id, unit_name) = (SpaceId(spaces.len() as u32), &self.units[facts.unit.index()].name);
             let pid = facts.pid.as_raw();
             let member = memory::Member { pid, tid: pid, unit: facts.unit, unit_name };
-            let before = early.remove(&key);
+            let mut before = early.remove(&key);
+            if let Some(before) = &mut before {
+                before.distrusted = self.direct.contains(&id);
+            }
             let input = SpaceInput {
                 id,
                 facts,
@@ -81,7 +88,7 @@ impl Spaces<'_> {
     ) -> Result<Vec<Watched<'f>>, Error> {
         // What is watched no more makes room first: a space can have one userfaultfd only.
         chain.spaces.retain(|key, _| keys.contains(key));
-        let watched = |(facts, key): (&'f SpaceFacts, &SpaceKey)| {
+        let watched = |(index, (facts, key)): (usize, (&'f SpaceFacts, &SpaceKey))| {
             in_time(self.group, self.deadline)?;
             let live = members.live(facts.pid).ok_or_else(|| self.failed(SysError::Gone(facts.pid)))?;
             let mut space = match chain.spaces.remove(key) {
@@ -94,9 +101,14 @@ impl Spaces<'_> {
             if let Some(watch) = &mut space.watch {
                 watch.enter(live);
             }
+            // What the kernel writes for a ring would meet protected pages.
+            let has_ring = self.with_rings.contains(&SpaceId(index as u32));
+            if has_ring && chain.tracker.kind() == ckpt_image::Tracker::WriteProtect {
+                space.watch = None;
+            }
             Ok((facts, space))
         };
-        all.iter().zip(keys).map(watched).collect()
+        all.iter().zip(keys).enumerate().map(watched).collect()
     }
 
     fn failed(&self, error: SysError) -> Error {

@@ -17,6 +17,7 @@ pub(crate) enum Class<'a> {
     Fanotify,
     Pidfd,
     Memfd,
+    IoUring,
     /// /proc/PID/ns/NAME: its name.
     Namespace(&'a str),
     /// Nothing this program knows; what the kernel calls it.
@@ -35,6 +36,7 @@ pub(crate) fn classify(link: &[u8], mode: u32, flags: u32) -> Class<'_> {
             "inotify" => Class::Inotify,
             "[fanotify]" => Class::Fanotify,
             "[pidfd]" => Class::Pidfd,
+            "[io_uring]" => Class::IoUring,
             _ => Class::Unknown(text),
         };
     }
@@ -74,7 +76,7 @@ mod tests {
             ("anon_inode:[eventfd]", 0o600, 0, Class::Eventfd),
             ("anon_inode:[eventpoll]", 0o600, 0, Class::Epoll),
             ("anon_inode:inotify", 0o600, 0, Class::Inotify),
-            ("anon_inode:[io_uring]", 0o600, 0, Class::Unknown("anon_inode:[io_uring]")),
+            ("anon_inode:[io_uring]", 0o600, 0, Class::IoUring),
             ("net:[4026531840]", libc::S_IFREG, 0, Class::Namespace("net")),
             ("strange", libc::S_IFREG, 0, Class::Unknown("strange")),
             ("/memfd:x (deleted)", libc::S_IFREG, 0, Class::Memfd),

@@ -17,7 +17,8 @@ use nix::sys::stat::{FileStat, fstat};
 use super::class::{Class, classify};
 use super::message_queue::{self, OpenQueue};
 use super::{
-    Refusal, epoll, eventfd, fanotify, file, inet, inotify, memfd, netlink, packet, pidfd, pipe, signalfd,
+    Refusal, epoll, eventfd, fanotify, file, inet, inotify, io_uring, memfd, netlink, packet, pidfd, pipe,
+    signalfd,
 };
 use super::{terminal, timerfd, unix_socket};
 use crate::capture::{Files, Identities, Objects};
@@ -54,6 +55,12 @@ pub struct Captured {
     pub problems: Vec<Problem>,
     /// The connections to outside, which stay as long as these do.
     pub outside: Vec<OwnedFd>,
+    /// Rings of io_uring(7), by inode.
+    pub rings: HashMap<u64, DescriptionId>,
+    /// Tables with such rings.
+    pub with_rings: HashSet<FdTableId>,
+    /// Tables with descriptors through which devices write to memory unseen: rings, and files open with O_DIRECT.
+    pub direct: HashSet<FdTableId>,
 }
 
 /// A description that was met.
@@ -112,6 +119,8 @@ pub struct DescriptorCapture<'a> {
     systemd_sockets: Option<HashSet<u64>>,
     /// What is to become of TCP connections to outside.
     pub(super) outside: TcpChoice,
+    /// Rings in which nothing was under way before anything was captured, by inode.
+    quiet_rings: HashSet<u64>,
     problems: Vec<Problem>,
 }
 
@@ -145,6 +154,7 @@ impl<'a> DescriptorCapture<'a> {
             inet: inet::Ends::default(),
             systemd_sockets: None,
             outside: TcpChoice::Close,
+            quiet_rings: HashSet::new(),
             problems: Vec::new(),
         }
     }
@@ -157,6 +167,16 @@ impl<'a> DescriptorCapture<'a> {
     /// What is to become of TCP connections to outside; else they are reset.
     pub fn to_outside(self, outside: TcpChoice) -> Self {
         Self { outside, ..self }
+    }
+
+    /// The rings in which nothing was under way when the window opened, by inode; others are refused.
+    pub fn with_quiet(self, quiet_rings: HashSet<u64>) -> Self {
+        Self { quiet_rings, ..self }
+    }
+
+    /// Whether a ring is one of those.
+    pub(super) fn is_quiet(&self, ino: u64) -> bool {
+        self.quiet_rings.contains(&ino)
     }
 
     /// Adds a living process: its table, which may be one that is known (CLONE_FILES). Errors: ESRCH and the like of /proc and pidfd_open.
@@ -394,6 +414,7 @@ impl<'a> DescriptorCapture<'a> {
             Class::Fanotify => fanotify::capture(self, found),
             Class::Pidfd => pidfd::capture(self, found),
             Class::Memfd => memfd::capture(self, found),
+            Class::IoUring => io_uring::capture(self, found),
             Class::Namespace(name) => file::namespace(self, found, name),
             Class::Unknown(name) => Err(unknown(name)),
         }
@@ -428,6 +449,17 @@ impl<'a> DescriptorCapture<'a> {
         let is_outside = |kind: &Option<DescriptionKind>| matches!(kind, Some(DescriptionKind::Inet(inet)) if matches!(inet.state, InetState::Outside { .. }));
         let outside = self.found.iter().zip(&kinds).filter(|(_, kind)| is_outside(kind));
         let outside = outside.filter_map(|(found, _)| found.fd.try_clone().ok()).collect();
+        let is_ring = |kind: &Option<DescriptionKind>| matches!(kind, Some(DescriptionKind::IoUring(_)));
+        let rings = self.found.iter().zip(&kinds).filter(|(_, kind)| is_ring(kind));
+        let rings: HashMap<_, _> = rings.map(|(found, _)| (found.ino(), found.id)).collect();
+        let of = |is_it: &dyn Fn(&Found, &Option<DescriptionKind>) -> bool| -> HashSet<FdTableId> {
+            let is_it: Vec<_> =
+                self.found.iter().zip(&kinds).map(|(found, kind)| is_it(found, kind)).collect();
+            let has = |table: &&FdTableRecord| table.descriptors.iter().any(|d| is_it[d.description.index()]);
+            tables.iter().filter(has).map(|table| table.id).collect()
+        };
+        let with_rings = of(&|_, kind| is_ring(kind));
+        let direct = of(&|found, kind| is_ring(kind) || writes_directly(found, kind));
         let descriptions = self
             .found
             .iter()
@@ -435,8 +467,25 @@ impl<'a> DescriptorCapture<'a> {
             .filter_map(|(found, kind)| kind.map(|kind| description(found, kind, &self.identities)))
             .collect();
         let message_queue::Queues { records: queues, open: open_queues, .. } = self.queues;
-        Captured { tables, descriptions, pipes, queues, open_queues, problems: self.problems, outside }
+        Captured {
+            tables,
+            descriptions,
+            pipes,
+            queues,
+            open_queues,
+            problems: self.problems,
+            outside,
+            rings,
+            with_rings,
+            direct,
+        }
     }
+}
+
+/// Whether read(2) may make a device write to the reader's memory itself.
+fn writes_directly(found: &Found, kind: &Option<DescriptionKind>) -> bool {
+    let is_file = matches!(kind, Some(DescriptionKind::File { .. }));
+    is_file && found.flags() & libc::O_DIRECT as u32 != 0
 }
 
 fn description(found: &Found, kind: DescriptionKind, ids: &Identities) -> DescriptionRecord {
@@ -459,7 +508,6 @@ fn object(found: &Found) -> String {
 
 fn unknown(name: &str) -> Refusal {
     let (code, remedy) = match name {
-        "anon_inode:[io_uring]" => ("io-uring", "configure the application not to use io_uring"),
         "anon_inode:[userfaultfd]" => ("userfaultfd", "stop using it before the checkpoint"),
         "anon_inode:[fscontext]" | "anon_inode:[fspick]" => {
             ("mount-object", "close it before the checkpoint")

@@ -26,6 +26,7 @@ mod fanotify;
 mod file;
 mod inet;
 mod inotify;
+pub mod io_uring;
 pub mod late;
 mod memfd;
 mod message_queue;

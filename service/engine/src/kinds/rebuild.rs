@@ -13,8 +13,8 @@ use nix::libc;
 use super::terminal::{Controlling, Terminals};
 use super::unix_name::Aside;
 use super::{
-    Error, epoll, eventfd, fanotify, file, inet, inotify, memfd, message_queue, netlink, packet, pipe,
-    signalfd, terminal, timerfd, unix_name, unix_peer,
+    Error, epoll, eventfd, fanotify, file, inet, inotify, io_uring, memfd, message_queue, netlink, packet,
+    pipe, signalfd, terminal, timerfd, unix_name, unix_peer,
 };
 use crate::{Problem, Severity};
 
@@ -68,6 +68,11 @@ impl Descriptions {
     /// The descriptor of a description. `None` for those that only a member can make: [`late`](super::late) has calls for them.
     pub fn get(&self, id: DescriptionId) -> Option<BorrowedFd<'_>> {
         self.fds.get(id.index())?.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What opens more files, and the descriptors, by [`DescriptionId`].
+    pub fn parts(&mut self) -> (&mut OpenFiles, &[Option<OwnedFd>]) {
+        (&mut self.files, &self.fds)
     }
 
     /// The terminals that control sessions, to be made so by the leader of each, before it has children.
@@ -266,6 +271,7 @@ fn kind_name(image: &GroupImage, kind: &DescriptionKind) -> String {
         DescriptionKind::Inet(_) => "internet socket",
         DescriptionKind::Netlink(_) => "netlink socket",
         DescriptionKind::Packet(_) => "packet socket",
+        DescriptionKind::IoUring(_) => "io_uring",
         DescriptionKind::Terminal(_) => "terminal",
         DescriptionKind::MessageQueue { .. } => "message queue",
     };
@@ -298,6 +304,7 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
         DescriptionKind::Inet(inet) => inet::create(cx, record, inet),
         DescriptionKind::Netlink(netlink) => netlink::create(cx, record, netlink),
         DescriptionKind::Packet(packet) => packet::create(cx, record, packet),
+        DescriptionKind::IoUring(ring) => io_uring::create(cx, record, ring),
         DescriptionKind::MessageQueue { queue } => message_queue::create(cx, record, *queue),
         DescriptionKind::Terminal(terminal) => terminal::create(cx, record, terminal),
         DescriptionKind::PidfdGone => {

@@ -91,7 +91,7 @@ fn attempt(
     for subvolume in &subvolumes {
         subvolume.flush()?;
     }
-    let mut still = window.begin(|| precopy.last_round(&mut chain, job))?;
+    let mut still = quiet(&window, &mut capture, || precopy.last_round(&mut chain, job))?;
     if let Some(unit) = still.members.first_empty(units.len()) {
         let problems = vec![check::has_ended(&units[unit.index()].name)];
         return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
@@ -119,6 +119,27 @@ fn attempt(
     chain.parent = Some(manifest.id);
     engine.keep_chain(&group.name, chain);
     Ok(CheckpointInfo { stages, ..describe::info(&manifest) })
+}
+
+/// Opens the window; where requests of io_uring(7) are under way that do not end soon, again.
+///
+/// Errors: NotCheckpointable where they never end; as [`Window::begin`].
+fn quiet(
+    window: &Window<'_>,
+    capture: &mut Capture,
+    mut last: impl FnMut() -> Result<(), Error>,
+) -> Result<Still, Error> {
+    let mut problems = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let mut still = window.begin(&mut last)?;
+        problems = capture.quiet(&mut still.members, still.deadline)?;
+        if problems.is_empty() {
+            return Ok(still);
+        }
+        still.end()?;
+        std::thread::sleep(NOTICED);
+    }
+    Err(Error::NotCheckpointable { group: window.group.into(), problems })
 }
 
 /// Captures in the window, with the snapshots beside it. On failure the snapshots are gone; the caller ends the window.

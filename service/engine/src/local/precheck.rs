@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use ckpt_image::records::{FileRecord, FileSource, GroupImage};
+use ckpt_image::records::{DescriptionKind, FileRecord, FileSource, GroupImage};
 
 use crate::error::Error;
 use crate::{machine, pinned};
@@ -25,6 +25,11 @@ pub fn image(image: &GroupImage, directory: &Path) -> Result<(), Error> {
             "it was taken under {}, whose vDSO differs from that of {}; boot that kernel to restore it",
             then.release, here.release
         )));
+    }
+    for description in &image.descriptions {
+        if let DescriptionKind::IoUring(ring) = &description.kind {
+            crate::kinds::io_uring::can_be_made(ring).map_err(Error::IncompatibleKernel)?;
+        }
     }
     let is_kept = |file: &FileRecord| directory.join(pinned::DIRECTORY).join(pinned::name(file)).exists();
     image.files.iter().filter(|file| !is_kept(file)).try_for_each(unchanged)

@@ -64,7 +64,7 @@ impl Contents {
         match wanted {
             FdRef::Object(id) => self.object(id),
             FdRef::Gate { space, start } => self.gates.get(&(space, start)).map(AsFd::as_fd),
-            FdRef::Pages(_) | FdRef::Zero | FdRef::File { .. } => None,
+            FdRef::Pages(_) | FdRef::Zero | FdRef::File { .. } | FdRef::Ring(_) => None,
         }
     }
 

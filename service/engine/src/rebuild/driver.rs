@@ -280,7 +280,7 @@ impl<'a> Rebuild<'a> {
         let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
         let files = &mut descriptions.files;
         let mut opened = Opened::directories_of(image, files, &mut host, floor)?;
-        opened.add_memory(image, &scripts, &contents, &pages, files, &mut host)?;
+        opened.add_memory(image, &scripts, &contents, &pages, &mut descriptions, &mut host)?;
         host.home()?;
         let warnings = descriptions.warnings.iter().map(ToString::to_string).collect();
         Ok(Self {

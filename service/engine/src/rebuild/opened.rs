@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ckpt_image::PageReader;
-use ckpt_image::records::{FileId, FsRecord, GroupImage};
+use ckpt_image::records::{DescriptionId, FileId, FsRecord, GroupImage};
 use ckpt_sys::descriptor::duplicate_above;
 use nix::libc;
 
@@ -16,7 +16,7 @@ use super::content::Contents;
 use super::host::Host;
 use super::memory::{FdRef, Script};
 use super::process::{Directories, living, lookup};
-use crate::kinds::rebuild::OpenFiles;
+use crate::kinds::rebuild::{Descriptions, OpenFiles};
 
 /// Open directories and whatever memory is made of.
 #[derive(Debug)]
@@ -54,9 +54,16 @@ impl Opened {
         scripts: &[Script],
         contents: &Contents,
         pages: &PageReader,
-        files: &mut OpenFiles,
+        descriptions: &mut Descriptions,
         host: &mut Host<'_>,
     ) -> Result<(), Failure> {
+        let (files, fds) = descriptions.parts();
+        let ring = |id: DescriptionId| {
+            let fd = fds.get(id.index()).and_then(Option::as_ref);
+            fd.map(AsFd::as_fd).ok_or_else(|| {
+                Failure::corrupt(format!("a ring is mapped whose description {id} is not made"))
+            })
+        };
         for wanted in scripts.iter().flat_map(Script::descriptors) {
             if self.memory.contains_key(&wanted) {
                 continue;
@@ -73,6 +80,7 @@ impl Opened {
                     let access = if write { libc::O_RDWR } else { libc::O_RDONLY };
                     files.open(image, host, file, access | libc::O_NONBLOCK | libc::O_NOCTTY)?
                 }
+                (FdRef::Ring(id), _) => self.high(ring(id)?)?,
                 (FdRef::Object(_) | FdRef::Gate { .. }, _) => {
                     return Err(Failure::corrupt(format!("{wanted:?} is not in the image")));
                 }

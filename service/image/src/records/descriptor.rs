@@ -133,4 +133,6 @@ pub enum DescriptionKind {
     },
     /// packet(7).
     Packet(super::PacketRecord),
+    /// io_uring(7).
+    IoUring(super::IoUringRecord),
 }

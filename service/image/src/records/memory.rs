@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::{FileId, ObjectId, SpaceId};
+use super::{DescriptionId, FileId, ObjectId, SpaceId};
 
 /// One address space.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,6 +88,13 @@ pub enum MappingKind {
     Gate {
         /// The bytes of the whole mapping.
         content: Vec<u8>,
+    },
+    /// Memory of a ring of io_uring(7), which has the content.
+    Ring {
+        /// The ring.
+        ring: DescriptionId,
+        /// Which part of it: IORING_OFF_SQ_RING, IORING_OFF_CQ_RING or IORING_OFF_SQES.
+        offset: u64,
     },
 }
 

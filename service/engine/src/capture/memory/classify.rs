@@ -22,6 +22,8 @@ pub enum Class {
     Object(ObjectClass),
     /// The preload library's table.
     Gate,
+    /// A ring of io_uring(7).
+    Ring,
 }
 
 /// What made a shared memory object.
@@ -104,11 +106,7 @@ fn by_path(mapping: &Mapping, path: &Path, deleted: bool, shm_dev: (u32, u32)) -
     let huge = mapping.details.is_some_and(|details| details.flags.has(b"ht"));
     let internal = deleted && (mapping.dev == shm_dev || huge);
     match text {
-        b"anon_inode:[io_uring]" => refuse(
-            "io-uring",
-            "it is a ring of io_uring(7), whose kernel side cannot be captured",
-            "run the program without io_uring",
-        ),
+        b"anon_inode:[io_uring]" if mapping.shared => Ok(Class::Ring),
         b"/[aio]" => refuse(
             "aio",
             "it is a ring of io_setup(2), whose kernel side cannot be captured",
@@ -159,6 +157,9 @@ fn by_flags(
     class: Class,
     watched: impl Fn() -> bool,
 ) -> Result<(), Refusal> {
+    if class == Class::Ring {
+        return Ok(()); // memory of the kernel's, but what it is is known
+    }
     if flags.has(b"pf") || flags.has(b"io") || flags.has(b"mm") {
         return refuse(
             "device-mapping",
@@ -251,7 +252,7 @@ mod tests {
             ("r-xp", "[vdso]", "rd ex", Ok(Class::Vdso)),
             ("--xp", "[vsyscall]", "ex", Ok(Class::Vsyscall)),
             ("r-xp", "[uprobes]", "ex", Err("special-mapping")),
-            ("rw-s", "anon_inode:[io_uring]", "rd", Err("io-uring")),
+            ("rw-s", "anon_inode:[io_uring]", "rd mm", Ok(Class::Ring)),
             ("rw-s", "anon_inode:[perf_event]", "rd", Err("special-mapping")),
             ("rw-s", "socket:[123]", "rd", Err("special-mapping")),
             ("rw-s", "/[aio] (deleted)", "rd", Err("aio")),

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use ckpt_image::Container;
-use ckpt_image::records::{FileId, UnitIndex};
+use ckpt_image::records::{DescriptionId, FileId, UnitIndex};
 use ckpt_sys::arena::Arena;
 use ckpt_sys::inject::FrozenCopy;
 
@@ -36,7 +36,7 @@ use crate::track::{Chain, Identity};
 use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
-pub use plan::{Plan, Survey, available, survey};
+pub use plan::{Plan, Survey, available, is_ring, survey};
 pub use space::{Before, Looked, SpaceInput};
 pub use write::Copied;
 
@@ -173,6 +173,8 @@ pub struct Capture {
     /// Mapped files that were met, so that each is opened once.
     known: HashMap<Shown, FileId>,
     before: Before,
+    /// Rings of io_uring(7), by inode.
+    rings: HashMap<u64, DescriptionId>,
     /// Bytes of each process's own, as they were then.
     own: HashMap<i32, u64>,
     problems: Vec<Problem>,
@@ -187,6 +189,11 @@ impl Capture {
     /// What was seen before the window.
     pub fn before(&self) -> &Before {
         &self.before
+    }
+
+    /// The rings of io_uring(7) that were captured, by inode: they have the content of their mappings.
+    pub fn know_rings(&mut self, rings: HashMap<u64, DescriptionId>) {
+        self.rings = rings;
     }
 
     /// Bytes that [`Capture::copy`] will copy.

@@ -74,6 +74,12 @@ fn look(
     }
 }
 
+/// Whether a mapping is memory of a ring of io_uring(7).
+pub fn is_ring(mapping: &Mapping) -> bool {
+    use ckpt_sys::maps::MapName;
+    matches!(&mapping.name, MapName::File { path, .. } if path.as_os_str() == "anon_inode:[io_uring]")
+}
+
 /// A mapping as problems name it.
 pub(super) fn describe(mapping: &Mapping) -> String {
     use ckpt_sys::maps::MapName;
@@ -139,6 +145,12 @@ impl Plan {
         &self.survey.own
     }
 
+    /// Processes that have a ring of io_uring(7) mapped.
+    pub fn with_rings(&self) -> Vec<i32> {
+        let rings = |mappings: &Vec<Mapping>| mappings.iter().any(is_ring);
+        self.survey.mappings.iter().filter(|(_, mappings)| rings(mappings)).map(|(pid, _)| *pid).collect()
+    }
+
     /// What cannot be captured.
     pub fn problems(&self) -> &[Problem] {
         &self.survey.problems
@@ -161,6 +173,7 @@ impl Plan {
             told: Vec::new(),
             known: HashMap::new(),
             before: Before(self.survey.mappings),
+            rings: HashMap::new(),
             own: self.survey.own,
             problems: Vec::new(),
         }

@@ -14,12 +14,17 @@ use nix::unistd::Pid;
 use super::classify::record_flags;
 use super::copy::{Piece, Source};
 use super::plan::describe;
-use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Told, classify};
+use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Refusal, Told, classify};
 use crate::capture::members::SpaceFacts;
 use crate::capture::precopy::Early;
 use crate::capture::{Files, Objects};
 use crate::track::{PageSet, Watch, is_watched};
 
+const WITHOUT_DESCRIPTOR: Refusal = Refusal {
+    code: "io-uring",
+    text: "it is memory of a ring of io_uring(7) that no process of the group has open",
+    remedy: "configure the application not to use io_uring",
+};
 const MCL_FUTURE: u32 = 2;
 const MCL_ONFAULT: u32 = 4;
 
@@ -162,6 +167,13 @@ impl Capture {
             Ok(Class::Vdso) => MappingKind::Vdso,
             Ok(Class::Vvar) => MappingKind::Vvar,
             Ok(Class::Anonymous) => MappingKind::Anonymous,
+            Ok(Class::Ring) => match self.rings.get(&mapping.ino) {
+                Some(ring) => MappingKind::Ring { ring: *ring, offset: mapping.offset },
+                None => {
+                    self.problems.push(member.problem(describe(mapping), WITHOUT_DESCRIPTOR));
+                    return Ok(None);
+                }
+            },
             Ok(Class::Gate) => MappingKind::Gate { content: gate_content(member, mapping)? },
             Ok(Class::Object(ObjectClass::Anonymous)) if is_nameless_gate(member, mapping) => {
                 MappingKind::Gate { content: gate_content(member, mapping)? }
@@ -253,7 +265,7 @@ impl Pages<'_> {
                 continue;
             }
             let copied = match self.early {
-                Some(early) if armed => early.copied.split(first, count),
+                Some(early) if armed && !early.distrusted => early.copied.split(first, count),
                 _ => vec![(first, count, false)],
             };
             for (first, count, copied) in copied {
@@ -340,7 +352,12 @@ fn gate_head(member: &Member<'_>, mapping: &Mapping, len: usize) -> Result<Vec<u
 fn mlock_future(mappings: &[MappingRecord]) -> u32 {
     let mut ordinary = mappings
         .iter()
-        .filter(|m| !matches!(m.kind, MappingKind::Vdso | MappingKind::Vvar | MappingKind::Gate { .. }))
+        .filter(|m| {
+            !matches!(
+                m.kind,
+                MappingKind::Vdso | MappingKind::Vvar | MappingKind::Gate { .. } | MappingKind::Ring { .. }
+            )
+        })
         .peekable();
     if ordinary.peek().is_none() || !ordinary.clone().all(|m| m.flags.locked) {
         return 0;

@@ -11,7 +11,7 @@ use crate::rebuild::Failure;
 /// First address above user space on x86_64 with four-level page tables, and what mmap(2) gives without a hint above.
 pub(super) const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 /// Below this nothing is mapped (vm.mmap_min_addr).
-const LOWEST: u64 = 0x1_0000;
+pub(super) const LOWEST: u64 = 0x1_0000;
 
 /// A mapping of the kernel's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +101,13 @@ impl Ground {
             mremap(script, from, to.range.len(), to.range.start);
         }
         Ok(())
+    }
+
+    /// Where the kernel's mappings are after that.
+    pub(super) fn placed(&self, space: &SpaceRecord) -> Vec<AddrRange> {
+        let wanted = wanted(space);
+        let placed = if wanted.is_empty() { &self.special } else { &wanted };
+        placed.iter().map(|special| special.range).collect()
     }
 
     fn out_of_the_way(&self, space: &SpaceRecord) -> Result<(), Failure> {

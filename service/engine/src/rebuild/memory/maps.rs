@@ -78,7 +78,7 @@ pub(super) fn map(
     script: &mut Script,
 ) {
     let (fd, offset) = match mapping.kind {
-        MappingKind::Vdso | MappingKind::Vvar => return,
+        MappingKind::Vdso | MappingKind::Vvar | MappingKind::Ring { .. } => return,
         MappingKind::Object { object, .. } if segment(objects, object).is_some() => return,
         MappingKind::Anonymous => (v(u64::MAX), 0),
         MappingKind::File { file, offset, may_write } => {

@@ -4,6 +4,7 @@
 //!  munmap    all but the runner and the kernel's pages (vvar, vDSO)
 //!  mremap    vvar and vDSO to their old places
 //!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable (refused while the old executable is mapped)
+//!  mmap      rings of io_uring(7), into the one place that is free meanwhile
 //!  shmat     System V segments, cut to what was still attached
 //!  mmap      every mapping, writable if it has pages to fill
 //!  preadv    pages from the file `pages`, as many places as fit into one call
@@ -15,6 +16,7 @@
 mod fill;
 mod ground;
 mod maps;
+mod rings;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -22,7 +24,9 @@ mod tests;
 use std::collections::BTreeSet;
 
 use ckpt_image::PageReader;
-use ckpt_image::records::{FileId, LayoutRecord, ObjectId, ObjectRecord, SemaphoreSetRecord, SpaceRecord};
+use ckpt_image::records::{
+    DescriptionId, FileId, LayoutRecord, ObjectId, ObjectRecord, SemaphoreSetRecord, SpaceRecord,
+};
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
@@ -71,6 +75,8 @@ pub enum FdRef {
     },
     /// A shared memory object, O_RDWR.
     Object(ObjectId),
+    /// A ring of io_uring(7).
+    Ring(DescriptionId),
     /// The table of the preload library that lay at this address of this space, O_RDWR.
     Gate {
         /// Index of the space.
@@ -146,6 +152,7 @@ pub fn script_with(
     ground.clear(&mut script);
     ground.place(space, &mut script)?;
     set_mm_map(space, &mut script);
+    rings::map(space, ground, &mut script);
     maps::attach_segments(space, objects, &mut script)?;
     let mut filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();

@@ -1,0 +1,173 @@
+//! Rings of io_uring(7) before anything is captured: the requests that were under way end while the members stand still.
+//!
+//! ```text
+//!  stopped ─► every thread of who has a ring makes a call of no effect ─► fdinfo of each ring ─► quiet: snapshots and capture begin
+//!                        ▲  what completed is posted by its thread            │
+//!                        └──────────── not yet ───────────────────────────────┘  until the patience ends: refused, or another attempt
+//! ```
+//! A request writes to files and memory until it completes, so none may be under way when snapshots and pages are taken: the image
+//! would tell of a write that the snapshot does not have. New ones are not made, since no thread runs.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use ckpt_image::records::UnitRecord;
+use ckpt_sys::Error as SysError;
+use ckpt_sys::batch::Batch;
+use ckpt_sys::descriptor;
+use ckpt_sys::io_uring::{self, ENTER_REGISTERED_RING, REGISTERED_RINGS, SYS_ENTER};
+use ckpt_sys::thread::Deadline;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::stat::fstat;
+
+use super::member::refusal;
+use super::{Member, Members};
+use crate::Problem;
+use crate::kinds::io_uring::under_way;
+
+/// Requests to disks end within this, or it takes another attempt.
+const PATIENCE: Duration = Duration::from_millis(60);
+const CODE: &str = "io-uring";
+
+/// What came of waiting.
+#[derive(Debug, Default)]
+pub struct Quiet {
+    /// The rings in which nothing is under way, by inode.
+    pub rings: HashSet<u64>,
+    /// What is under way in others.
+    pub busy: Vec<Problem>,
+    /// What stands against a checkpoint for good.
+    pub refused: Vec<Problem>,
+}
+
+/// A ring of a member.
+struct Ring {
+    fd: OwnedFd,
+    number: i32,
+    ino: u64,
+}
+
+/// Waits for the requests of these processes (`with_rings`) to end, their threads being stopped. The rest of the group is not looked at.
+///
+/// Errors: those of running batches.
+pub fn wait(
+    members: &mut Members,
+    units: &[UnitRecord],
+    with_rings: &[i32],
+    deadline: Deadline,
+) -> Result<Quiet, SysError> {
+    let mut quiet = Quiet::default();
+    let until = Deadline::after(PATIENCE.min(deadline.left() / 3));
+    for member in &mut members.members {
+        if with_rings.contains(&member.live.process().as_raw()) {
+            of_member(member, units, &mut quiet, until, deadline)?;
+        }
+    }
+    Ok(quiet)
+}
+
+fn of_member(
+    member: &mut Member,
+    units: &[UnitRecord],
+    quiet: &mut Quiet,
+    until: Deadline,
+    deadline: Deadline,
+) -> Result<(), SysError> {
+    let unit = member.unit_name(units).to_owned();
+    let mut rings = rings_of(member.live.pid().as_raw());
+    rings.retain(|ring| !quiet.rings.contains(&ring.ino));
+    let prepared = member.begin_prepare(&unit, &mut quiet.refused)?
+        && member.end_prepare(&unit, deadline, &mut quiet.refused)?;
+    if !prepared {
+        return Ok(());
+    }
+    let pid = member.live.process().as_raw();
+    loop {
+        if let Some(thread) = stir(member, deadline)? {
+            let text = "a thread has registered the descriptor of a ring (io_uring_register_ring_fd(3))";
+            let remedy = "configure the application not to use io_uring";
+            quiet.refused.push(refusal(CODE, &unit, pid, format!("thread {thread}"), text, remedy));
+            return Ok(());
+        }
+        rings.retain(|ring| {
+            let told = io_uring::told(ring.fd.as_fd());
+            !(told.is_some_and(|told| told.is_quiet()) && quiet.rings.insert(ring.ino))
+        });
+        if rings.is_empty() {
+            return Ok(());
+        }
+        if until.passed() {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    for ring in rings {
+        let told = io_uring::told(ring.fd.as_fd());
+        let text =
+            told.map_or_else(|| "the kernel does not tell how far the ring is".into(), |t| under_way(&t));
+        let object = format!("fd {} (anon_inode:[io_uring])", ring.number);
+        quiet.busy.push(refusal(
+            CODE,
+            &unit,
+            pid,
+            object,
+            &text,
+            "try again when the application waits for less",
+        ));
+    }
+    Ok(())
+}
+
+/// The rings that a process has open.
+fn rings_of(pid: i32) -> Vec<Ring> {
+    let Ok(process) = descriptor::open_process(pid) else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let is_ring = |path: &std::path::Path| {
+        std::fs::read_link(path).is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    };
+    entries
+        .flatten()
+        .filter(|entry| is_ring(&entry.path()))
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let fd = descriptor::take(process.as_fd(), number).ok()?;
+            let ino = fstat(&fd).ok()?.st_ino;
+            Some(Ring { fd, number, ino })
+        })
+        .collect()
+}
+
+/// Makes every thread go through the kernel, which posts what completed for it. A thread that has registered rings is told by the calls:
+/// each enters the ring of a number, submitting and waiting for nothing.
+fn stir(member: &mut Member, deadline: Deadline) -> Result<Option<i32>, SysError> {
+    const AT_ONCE: u64 = REGISTERED_RINGS / 2;
+    let asks = |number| [number, 0, 0, ENTER_REGISTERED_RING, 0, 0];
+    let allowed = member.live.allows(SYS_ENTER, &asks(0));
+    let threads = member.live.threads().len();
+    for from in [0, AT_ONCE] {
+        let mut batches: Vec<(usize, Batch)> = Vec::new();
+        let mut calls = Vec::new();
+        for thread in 0..threads {
+            let mut batch = member.live.batch(thread)?;
+            calls.push(match allowed {
+                true => (from..from + AT_ONCE).map(|n| batch.push(SYS_ENTER, asks(n))).collect(),
+                false => vec![batch.push(libc::SYS_getpid, [0; 6])],
+            });
+            batches.push((thread, batch));
+        }
+        let each: Vec<_> = batches.iter().map(|(thread, batch)| (*thread, batch)).collect();
+        let outcomes = member.live.run(&each, deadline)?;
+        if !allowed {
+            return Ok(None);
+        }
+        let has_none = |answer| matches!(answer, Err(Errno::EBADF | Errno::EINVAL));
+        let has_one =
+            outcomes.iter().zip(&calls).position(|(o, calls)| !calls.iter().all(|c| has_none(o.result(*c))));
+        if let Some(place) = has_one {
+            return Ok(member.live.threads().nth(place).map(|thread| thread.tid.as_raw()));
+        }
+    }
+    Ok(None)
+}
