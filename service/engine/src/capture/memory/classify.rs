@@ -110,7 +110,7 @@ fn by_path(mapping: &Mapping, path: &Path, deleted: bool, shm_dev: (u32, u32)) -
         b"/[aio]" => refuse(
             "aio",
             "it is a ring of io_setup(2), whose kernel side cannot be captured",
-            "run the program without kernel AIO",
+            "run the program without kernel AIO: SystemCallFilter=~io_setup:ENOSYS in its unit, if it can do without",
         ),
         b"/secretmem" => refuse(
             "secret-memory",
