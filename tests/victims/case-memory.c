@@ -239,6 +239,103 @@ CASE(copy_on_write)
 	same(ask(child), 'c');
 }
 
+/* The physical page behind an address; root is told. */
+static uint64_t frame(char *at)
+{
+	uint64_t entry = 0;
+	(void)*(volatile char *)at;
+	int fd = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+	must(pread(fd, &entry, sizeof entry, (uintptr_t)at / PAGE * sizeof entry));
+	close(fd);
+	return entry & ((1UL << 55) - 1);
+}
+
+enum { IN_COMMON = 64 };
+static uint64_t *frames;
+
+static int tell_frames(void)
+{
+	for (int i = 0; i < IN_COMMON; i++)
+		frames[i] = frame(shared + i * PAGE);
+	return shared[PAGE + 5];
+}
+
+static int grandchilds(void)
+{
+	static struct child child;
+	if (!child.pid)
+		child = spawn(write_copy, tell_frames);
+	return ask(child);
+}
+
+static void fork_twice(void)
+{
+	shared[PAGE + 5] = 'd';
+	grandchilds();
+}
+
+/* Of a parent, its child and that one's child, who each wrote a page. */
+CASE(copy_on_write_keeps_pages_in_common)
+{
+	frames = (uint64_t *)map(PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared = anonymous(IN_COMMON * PAGE);
+	madvise(shared, IN_COMMON * PAGE, MADV_NOHUGEPAGE);
+	for (int i = 0; i < IN_COMMON; i++)
+		memset(shared + i * PAGE, 'a' + i % 3, PAGE);
+	struct child child = spawn(fork_twice, grandchilds);
+	if (!frame(shared))
+		cannot("physical pages are not told");
+	shared[2 * PAGE] = 'p';
+	restored();
+	same(ask(child), 'd');
+	for (int i = 0; i < IN_COMMON; i++)
+		expect((frames[i] == frame(shared + i * PAGE)) == (i > 2), "page %d", i);
+	same(shared[2 * PAGE], 'p');
+	same(shared[PAGE + 5], 'b');
+	same(shared[1], 'a');
+	shared[9 * PAGE] = 'q';
+	same(ask(child), 'd');
+	holds(frames[9] != frame(shared + 9 * PAGE));
+}
+
+/* Heaps that grew after the fork, and memory that was given back by the one or the other. */
+CASE(copy_on_write_of_heaps)
+{
+	char *heap = sbrk(64 * PAGE);
+	shared = anonymous(32 * PAGE);
+	memset(heap, 'h', 64 * PAGE);
+	memset(shared, 's', 32 * PAGE);
+	pid_t pid = must(fork());
+	if (!pid) {
+		char *more = sbrk(64 * PAGE);
+		int wrong = 0;
+		memset(more, 'm', 64 * PAGE);
+		madvise(shared + 4 * PAGE, 4 * PAGE, MADV_DONTNEED);
+		must(munmap(shared + 16 * PAGE, 4 * PAGE));
+		must(mprotect(heap, 4 * PAGE, PROT_READ));
+		sigset_t asked;
+		sigemptyset(&asked);
+		sigaddset(&asked, SIGUSR2);
+		while (sigwaitinfo(&asked, NULL) != SIGUSR2)
+			;
+		for (size_t i = 0; i < 64 * PAGE; i++)
+			wrong += heap[i] != 'h' || more[i] != 'm';
+		for (size_t i = 0; i < 16 * PAGE; i++)
+			wrong += shared[i] != (i / PAGE >= 4 && i / PAGE < 8 ? 0 : 's');
+		_exit(wrong != 0 || sbrk(0) != more + 64 * PAGE);
+	}
+	madvise(shared + 24 * PAGE, 4 * PAGE, MADV_DONTNEED);
+	usleep(100000);
+	restored();
+	int status;
+	must(kill(pid, SIGUSR2));
+	same(waitpid(pid, &status, 0), pid);
+	same(status, 0);
+	for (size_t i = 0; i < 32 * PAGE; i++)
+		expect(shared[i] == (i / PAGE >= 24 && i / PAGE < 28 ? 0 : 's'), "byte %zu", i);
+	same(sbrk(0), heap + 64 * PAGE);
+}
+
 CASE(file_private)
 {
 	int fd = file("f", O_RDWR);

@@ -11,6 +11,9 @@ use crate::pack::unpack;
 use crate::pages::{MAGIC, VERSION, header_block};
 use crate::{Chunk, Container, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex, Result, Store};
 
+/// Pages that are compared with others at a time.
+const ALIKE: u64 = 64;
+
 /// Where a run of pages is to be read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
@@ -239,6 +242,48 @@ impl PageReader {
     /// If the number of the image is not below [`PageReader::images`].
     pub fn read_at(&self, image: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.images[image].read_pages(offset, bytes)
+    }
+
+    /// Which of `count` pages that two places hold are alike, counted from there: first page and number, ascending. By their
+    /// checksums, then by their bytes.
+    ///
+    /// # Panics
+    /// If the number of an image is not below [`PageReader::images`].
+    pub fn alike(&self, one: (usize, u64), other: (usize, u64), count: u64) -> Result<Vec<(u64, u64)>> {
+        if one == other {
+            return Ok(vec![(0, count)]);
+        }
+        let sum = |(image, offset): (usize, u64), n: u64| {
+            self.images[image].checksums.get((offset / PAGE_SIZE + n) as usize)
+        };
+        let same = |n: u64| sum(one, n).is_some() && sum(one, n) == sum(other, n);
+        let (mut alike, mut bytes) = (Vec::<(u64, u64)>::new(), [Vec::new(), Vec::new()]);
+        let mut at = 0;
+        while at < count {
+            let most = count.min(at + ALIKE);
+            let Some(first) = (at..most).find(|n| same(*n)) else {
+                at = most;
+                continue;
+            };
+            let end = (first..most).find(|n| !same(*n)).unwrap_or(most);
+            for (bytes, (image, offset)) in bytes.iter_mut().zip([one, other]) {
+                bytes.resize(((end - first) * PAGE_SIZE) as usize, 0);
+                let Pages { file, path, .. } = &self.images[image];
+                let from = offset + first * PAGE_SIZE;
+                file.read_exact_at(bytes, from).map_err(ImageError::io("read", path))?;
+            }
+            let [left, right] = &bytes;
+            let page = PAGE_SIZE as usize;
+            for (n, (a, b)) in (first..end).zip(left.chunks_exact(page).zip(right.chunks_exact(page))) {
+                match alike.last_mut() {
+                    _ if a != b => {}
+                    Some(last) if last.0 + last.1 == n => last.1 += 1,
+                    _ => alike.push((n, 1)),
+                }
+            }
+            at = end;
+        }
+        Ok(alike)
     }
 
     /// Only the files: what is where, others know.

@@ -22,7 +22,7 @@ pub struct Comparison {
 
 impl Comparison {
     /// Begins; on `cpus`. This process must have one thread only. Errors: those of [`PageReader::read_at`], where it was quick.
-    pub fn begin(pages: &PageReader, scripts: &[Script], on: &[u64]) -> Result<Self, Failure> {
+    pub fn begin(pages: &PageReader, scripts: &[&Script], on: &[u64]) -> Result<Self, Failure> {
         let bytes: u64 = runs(scripts).map(|run| run.count * ckpt_image::PAGE_SIZE).sum();
         if bytes < LITTLE {
             compare(pages, scripts)?;
@@ -37,7 +37,7 @@ impl Comparison {
     }
 
     /// Waits for its end. Errors: those of [`PageReader::read_at`].
-    pub fn end(mut self, pages: &PageReader, scripts: &[Script]) -> Result<(), Failure> {
+    pub fn end(mut self, pages: &PageReader, scripts: &[&Script]) -> Result<(), Failure> {
         match self.process.take().map(|pid| waitpid(pid, None)) {
             None | Some(Ok(WaitStatus::Exited(_, 0))) => Ok(()),
             // Once more, for the words.
@@ -55,11 +55,11 @@ impl Drop for Comparison {
     }
 }
 
-fn runs(scripts: &[Script]) -> impl Iterator<Item = &Run> {
+fn runs<'a>(scripts: &'a [&Script]) -> impl Iterator<Item = &'a Run> {
     scripts.iter().flat_map(|script| &script.filled)
 }
 
-fn compare(pages: &PageReader, scripts: &[Script]) -> Result<(), Failure> {
+fn compare(pages: &PageReader, scripts: &[&Script]) -> Result<(), Failure> {
     let mut bytes = vec![0; PART as usize];
     for run in runs(scripts) {
         let Place::File { image, offset } = run.place else { continue };

@@ -27,7 +27,7 @@ use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
 use super::leader::{self, Ending};
-use super::memory::{Ground, Run, Script};
+use super::memory::{Ground, Heritage, Run, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
@@ -120,19 +120,20 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     let runner = nursery::map_runner(free_area(&image)?)?;
     let (_, gadget) = nursery::vdso()?;
     clock.lap("plan");
-    let mut rebuild = Rebuild::prepare(&image, &places, request, area(&runner), blockade)?;
+    let mut rebuild = Rebuild::prepare(&image, &plan, &places, request, (area(&runner), blockade))?;
     rebuild.gadget = gadget;
     rebuild.cpus = cpus;
-    let comparison = Comparison::begin(&rebuild.pages, &rebuild.scripts, &rebuild.cpus)?;
+    let comparison = Comparison::begin(&rebuild.pages, &rebuild.all_scripts(), &rebuild.cpus)?;
     clock.lap("open");
     rebuild.members = {
         let terminals = rebuild.descriptions.controlling(&image);
-        Gardener::new(&image, &places, runner, space.as_ref(), terminals).grow(&plan)?
+        let staged = (&rebuild.heritage, &rebuild.opened);
+        Gardener::new(&image, &places, runner, (space.as_ref(), staged), terminals).grow(&plan)?
     };
     clock.lap("grow");
     rebuild.fill()?;
     clock.lap("memory");
-    comparison.end(&rebuild.pages, &rebuild.scripts)?;
+    comparison.end(&rebuild.pages, &rebuild.all_scripts())?;
     clock.lap("checksums");
     let late = rebuild.serve_late(request)?;
     clock.lap("late");
@@ -232,6 +233,7 @@ struct Rebuild<'a> {
     opened: Opened,
     contents: Contents,
     pages: PageReader,
+    heritage: Heritage,
     /// By space.
     scripts: Vec<Script>,
     /// Spaces whose memory comes late, and a process of each.
@@ -257,17 +259,18 @@ impl<'a> Rebuild<'a> {
     /// Opens all that members inherit.
     fn prepare(
         image: &'a GroupImage,
+        plan: &Plan,
         places: &'a Places,
         request: &Request,
-        runner: AddrRange,
-        blockade: Blockade,
+        (runner, blockade): (AddrRange, Blockade),
     ) -> Result<Self, Failure> {
         ephemeral::put_back(image, request.image(), places)?;
         let floor = tables::floor(image);
         let pages = PageReader::open(&request.chain)?;
         let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
         let ground = Ground::of_ourselves(runner)?;
-        let mut scripts = lazy::scripts(image, &pages, &ground, request.lazily.as_ref())?;
+        let heritage = Heritage::of(image, plan, &pages, &ground)?;
+        let mut scripts = lazy::scripts(image, &pages, (&ground, &heritage), request.lazily.as_ref())?;
         for set in &image.sysv.semaphores {
             let user = living(image).find(|(process, _)| process.unit == set.unit);
             if let Some(script) = user.and_then(|(_, body)| scripts.get_mut(body.space.index())) {
@@ -280,7 +283,8 @@ impl<'a> Rebuild<'a> {
         let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
         let files = &mut descriptions.files;
         let mut opened = Opened::directories_of(image, files, &mut host, floor)?;
-        opened.add_memory(image, &scripts, &contents, &pages, &mut descriptions, &mut host)?;
+        let all = scripts.iter().chain(heritage.stages());
+        opened.add_memory(image, all, &contents, &pages, &mut descriptions, &mut host)?;
         host.home()?;
         let warnings = descriptions.warnings.iter().map(ToString::to_string).collect();
         Ok(Self {
@@ -290,6 +294,7 @@ impl<'a> Rebuild<'a> {
             opened,
             contents,
             pages,
+            heritage,
             scripts,
             watched: Vec::new(),
             floor,
@@ -302,6 +307,10 @@ impl<'a> Rebuild<'a> {
             private: BTreeSet::new(),
             waiting: Vec::new(),
         })
+    }
+
+    fn all_scripts(&self) -> Vec<&Script> {
+        self.scripts.iter().chain(self.heritage.stages()).collect()
     }
 
     /// Does something in the leader of every living process; errors name process and unit.

@@ -1,10 +1,10 @@
 //! Grows the process tree by its plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use ckpt_image::records::{GroupImage, Pid, ProcessRecord, ProcessState, UnitIndex};
+use ckpt_image::records::{GroupImage, Pid, ProcessRecord, ProcessState, SpaceId, UnitIndex};
 use ckpt_sys::batch::Batch;
 use ckpt_sys::clone::{CLEAR_SIGHAND, CLONE_ARGS_SIZE, CloneArgs, clone_paused};
 use ckpt_sys::maps::{MapName, read_maps};
@@ -14,6 +14,8 @@ use ckpt_sys::runner::RestoreRunner;
 use ckpt_sys::thread::{Care, Deadline, Running, Stopped, Waited};
 use nix::libc;
 
+use super::memory::{Heritage, Run};
+use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::Places;
 use super::tree::{Plan, Share, Step};
@@ -41,6 +43,10 @@ pub struct Gardener<'a> {
     members: Members,
     units: BTreeMap<Pid, (UnitIndex, String)>,
     space: Option<&'a PidSpace>,
+    heritage: &'a Heritage,
+    opened: &'a Opened,
+    /// Spaces that have what is inherited from them.
+    staged: BTreeSet<SpaceId>,
     terminals: Vec<Controlling>,
 }
 
@@ -51,15 +57,15 @@ impl<'a> Gardener<'a> {
         image: &'a GroupImage,
         places: &'a Places,
         runner: RestoreRunner,
-        space: Option<&'a PidSpace>,
+        (space, (heritage, opened)): (Option<&'a PidSpace>, (&'a Heritage, &'a Opened)),
         terminals: Vec<Controlling>,
     ) -> Self {
-        let (members, units) = (Members::new(), BTreeMap::new());
-        Self { image, places, runner, members, units, space, terminals }
+        let (members, units, staged) = (Members::new(), BTreeMap::new(), BTreeSet::new());
+        Self { image, places, runner, members, units, space, heritage, opened, staged, terminals }
     }
 
-    /// Carries out the plan. Every member is then stopped, has no memory but the runner area and the vDSO, our descriptors, and its
-    /// place in the tree. Zombies have ended.
+    /// Carries out the plan. Every member is then stopped, has no memory but the runner area, the vDSO, and what it inherits or passes on,
+    /// our descriptors, and its place in the tree. Zombies have ended.
     pub fn grow(mut self, plan: &Plan) -> Result<Members, Failure> {
         for step in &plan.steps {
             self.step(step)?;
@@ -195,6 +201,9 @@ impl<'a> Gardener<'a> {
         let exit_signal = if quiet { 0 } else { self.record(pid).map_or(0, |r| r.exit_signal) };
         let args = CloneArgs { flags, exit_signal, pid: Some(pid.0), cgroup: None };
         let runner = self.runner;
+        if !share.space {
+            self.stage(maker)?;
+        }
         let maker = self.member(maker)?;
         let mut batch = maker.batch();
         push_clone(&mut batch, &args, pid);
@@ -204,6 +213,22 @@ impl<'a> Gardener<'a> {
             (Some(thread), true) => Ok(Member::new(pid, thread, runner)),
             _ => Err(Failure::not_restorable("clone3 made no process").of_pid(pid.0)),
         }
+    }
+
+    /// Before the first process that a maker makes: the memory that both have alike.
+    fn stage(&mut self, maker: Pid) -> Result<(), Failure> {
+        let body = self.record(maker).and_then(|record| record.body.as_ref());
+        let Some(space) = body.map(|body| body.space).filter(|space| self.staged.insert(*space)) else {
+            return Ok(());
+        };
+        let (heritage, opened) = (self.heritage, self.opened);
+        let Some(script) = heritage.stage(space) else { return Ok(()) };
+        let member = self.member(maker)?;
+        let mut run = Run::new(script);
+        while let Some(batch) = run.batch(member.slot(), &mut |wanted| opened.memory(wanted))? {
+            run.check(&member.run("make the memory that children inherit", &batch)?)?;
+        }
+        Ok(())
     }
 
     /// Moves a new process into its cgroup, where that is not its maker's.

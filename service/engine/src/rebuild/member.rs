@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ckpt_image::records::Pid;
-use ckpt_sys::batch::{Batch, Call, Outcome};
+use ckpt_sys::batch::{Batch, Call, Outcome, Slot};
 use ckpt_sys::runner::{Begun, Ran, RestoreRunner};
 use ckpt_sys::thread::{Care, Deadline, Running, Step, Stopped};
 
@@ -29,6 +29,11 @@ impl Member {
     pub fn new(pid: Pid, mut thread: Stopped, runner: RestoreRunner) -> Self {
         thread.set_care(Care::Kill);
         Self { pid, runner, thread: Some(thread), begun: None }
+    }
+
+    /// Where its batches lie.
+    pub fn slot(&self) -> Slot {
+        self.runner.slot()
     }
 
     /// An empty batch for it.

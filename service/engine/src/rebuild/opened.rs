@@ -48,10 +48,10 @@ impl Opened {
     }
 
     /// Opens what the scripts need, `contents` being what the image holds. The host is left where it was last.
-    pub fn add_memory(
+    pub fn add_memory<'s>(
         &mut self,
         image: &GroupImage,
-        scripts: &[Script],
+        scripts: impl Iterator<Item = &'s Script>,
         contents: &Contents,
         pages: &PageReader,
         descriptions: &mut Descriptions,
@@ -64,7 +64,7 @@ impl Opened {
                 Failure::corrupt(format!("a ring is mapped whose description {id} is not made"))
             })
         };
-        for wanted in scripts.iter().flat_map(Script::descriptors) {
+        for wanted in scripts.flat_map(Script::descriptors) {
             if self.memory.contains_key(&wanted) {
                 continue;
             }

@@ -34,25 +34,28 @@ pub use guard::Helpers;
 pub use mark::{Lazily, Mark};
 pub use server::Server;
 
-use super::memory::{Ground, Script, script, script_with};
+use super::memory::{Ground, Heritage, Script, script_with};
 use super::{Failure, Member};
 
 /// An address space with less than this to come late is not worth a userfaultfd.
 const LEAST_OF_SPACE: u64 = 64;
 
-/// The scripts of all spaces; lazily where that is asked for and pays.
+/// The scripts of all spaces, which have what they inherit; lazily where that is asked for and pays.
 pub fn scripts(
     image: &GroupImage,
     pages: &PageReader,
-    ground: &Ground,
+    (ground, heritage): (&Ground, &Heritage),
     lazily: Option<&Lazily>,
 ) -> Result<Vec<Script>, Failure> {
-    let eager = |space: &SpaceRecord| script(space, &image.objects, pages, ground);
+    let script = |space: &SpaceRecord, hot: Option<&BTreeSet<u64>>| {
+        script_with(space, &image.objects, pages, ground, (heritage.left(space.id), hot))
+    };
+    let eager = |space: &SpaceRecord| script(space, None);
     let Some(lazily) = lazily else { return image.spaces.iter().map(eager).collect() };
     let mut scripts = Vec::new();
     for space in &image.spaces {
         let hot: BTreeSet<u64> = hot::pages(image, space.id, pages);
-        let late = script_with(space, &image.objects, pages, ground, Some(&hot))?;
+        let late = script(space, Some(&hot))?;
         let enough = late.absent.pages() >= LEAST_OF_SPACE.min(lazily.least / ckpt_image::PAGE_SIZE);
         scripts.push(if enough && !late.absent.is_empty() { late } else { eager(space)? });
     }

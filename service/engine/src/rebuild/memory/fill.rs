@@ -7,6 +7,7 @@ use ckpt_image::{Container, PageReader, Place, Run};
 use nix::libc;
 
 use super::{Arg, Blob, FdRef, PAGE, Script, v};
+use crate::track::PageSet;
 
 /// IOV_MAX.
 const MAX_PLACES: usize = 1024;
@@ -25,21 +26,31 @@ pub(super) fn runs(space: SpaceId, mapping: &MappingRecord, pages: &PageReader) 
     runs
 }
 
+/// A part of a run.
+pub(super) fn part(run: &Run, first: u64, count: u64) -> Run {
+    let place = match run.place {
+        Place::File { image, offset } => Place::File { image, offset: offset + (first - run.first) * PAGE },
+        Place::Zero => Place::Zero,
+    };
+    Run { first, count, place }
+}
+
+/// The parts of the runs that are in the set, or are not.
+pub(super) fn those(runs: &[Run], set: &PageSet, wanted: bool) -> Vec<Run> {
+    let parts = runs.iter().flat_map(|run| {
+        let parts = set.split(run.first, run.count).into_iter();
+        parts.filter(|(.., within)| *within == wanted).map(|(first, count, _)| part(run, first, count))
+    });
+    parts.collect()
+}
+
 /// Runs of the pages that are in `hot`, and of the others.
 pub(super) fn split(runs: &[Run], hot: &BTreeSet<u64>) -> (Vec<Run>, Vec<Run>) {
     let (mut now, mut late) = (Vec::new(), Vec::new());
     for run in runs {
         let mut at = run.first;
         let end = run.first + run.count;
-        let piece = |from: u64, to: u64| {
-            let place = match run.place {
-                Place::File { image, offset } => {
-                    Place::File { image, offset: offset + (from - run.first) * PAGE }
-                }
-                Place::Zero => Place::Zero,
-            };
-            Run { first: from, count: to - from, place }
-        };
+        let piece = |from: u64, to: u64| part(run, from, to - from);
         for page in hot.range(run.first..end) {
             if *page > at {
                 late.push(piece(at, *page));
@@ -105,9 +116,9 @@ impl Vector {
 }
 
 /// The calls that fill all mappings; `filled` has the runs of each.
-pub(super) fn fill(mappings: &[MappingRecord], filled: &[Vec<Run>], script: &mut Script) {
+pub(super) fn fill(filled: &[Vec<Run>], script: &mut Script) {
     let (mut stored, mut zero) = (BTreeMap::<usize, Vector>::new(), Vector::default());
-    for (_, runs) in mappings.iter().zip(filled) {
+    for runs in filled {
         for run in runs {
             let (addr, len) = (run.first * PAGE, run.count * PAGE);
             match run.place {

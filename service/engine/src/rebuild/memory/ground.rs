@@ -53,10 +53,11 @@ impl Ground {
         Ok(Self { runner, special })
     }
 
-    /// Unmaps everything else.
-    pub(super) fn clear(&self, script: &mut Script) {
+    /// Unmaps everything but this and what else is to be kept.
+    pub(super) fn clear(&self, also: impl Iterator<Item = AddrRange>, script: &mut Script) {
         let mut kept: Vec<AddrRange> = self.special.iter().map(|special| special.range).collect();
         kept.push(self.runner);
+        kept.extend(also);
         kept.sort_by_key(|range| range.start);
         let mut from = VirtAddr(0);
         for range in kept.into_iter().chain([AddrRange::new(VirtAddr(TASK_SIZE), 0)]) {

@@ -1,6 +1,7 @@
 //! Mappings: made, and finished when they are filled.
 
 use ckpt_image::records::{MappingKind, MappingRecord, ObjectId, ObjectKind, ObjectRecord, SpaceRecord};
+use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
 use super::{Arg, Blob, FdRef, Script, v};
@@ -69,11 +70,11 @@ pub(super) fn attach_segments(
     Ok(())
 }
 
-/// Makes a mapping, writable if it has pages to be filled.
+/// Makes a mapping, but for what is `kept` of it (ascending), writable if it has pages to be filled.
 pub(super) fn map(
     space: &SpaceRecord,
     mapping: &MappingRecord,
-    filled: bool,
+    (filled, kept): (bool, &[AddrRange]),
     objects: &[ObjectRecord],
     script: &mut Script,
 ) {
@@ -107,12 +108,15 @@ pub(super) fn map(
         how |= u64::from(flags.hugetlb.trailing_zeros()) << libc::MAP_HUGE_SHIFT;
     }
     let prot = if filled { libc::PROT_READ | libc::PROT_WRITE } else { mapping.prot as i32 };
-    let len = mapping.end - mapping.start;
-    script.exactly(
-        libc::SYS_mmap,
-        [v(mapping.start), v(len), v(prot as u64), v(how), fd, v(offset)],
-        mapping.start,
-    );
+    let mut at = mapping.start;
+    let end = AddrRange::new(VirtAddr(mapping.end), 0);
+    for range in kept.iter().chain([&end]) {
+        if at < range.start.0 {
+            let args = [v(at), v(range.start.0 - at), v(prot as u64), v(how), fd, v(offset)];
+            script.exactly(libc::SYS_mmap, args, at);
+        }
+        at = range.end.0;
+    }
     // Before it is filled: the pages come as they were.
     if flags.huge {
         advise(mapping, libc::MADV_HUGEPAGE, script);

@@ -1,7 +1,7 @@
 //! An address space out of its record: the system calls to be made inside the member, in order, as plain data.
 //!
 //! ```text
-//!  munmap    all but the runner and the kernel's pages (vvar, vDSO)
+//!  munmap    all but the runner, the kernel's pages (vvar, vDSO), and what of its maker's memory is its own too (heritage)
 //!  mremap    vvar and vDSO to their old places
 //!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable (refused while the old executable is mapped)
 //!  mmap      rings of io_uring(7), into the one place that is free meanwhile
@@ -15,6 +15,7 @@
 
 mod fill;
 mod ground;
+mod heritage;
 mod maps;
 mod rings;
 mod run;
@@ -33,6 +34,7 @@ use nix::libc;
 use super::Failure;
 use super::lazy::{Absent, may_be_late};
 pub use ground::{Ground, Special};
+pub use heritage::{Heritage, Left};
 pub use run::Run;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
@@ -133,29 +135,35 @@ pub fn script(
     pages: &PageReader,
     ground: &Ground,
 ) -> Result<Script, Failure> {
-    script_with(space, objects, pages, ground, None)
+    script_with(space, objects, pages, ground, (None, None))
 }
 
-/// Same; where `hot` is given, only these pages (address divided by 4096) of what may come late are read, and the rest is [`Script::absent`].
+/// Same, with what is `left` of its maker's memory. Where `hot` is given, only these pages (address divided by 4096) of what may come late are
+/// read, and the rest is [`Script::absent`].
 pub fn script_with(
     space: &SpaceRecord,
     objects: &[ObjectRecord],
     pages: &PageReader,
     ground: &Ground,
-    hot: Option<&BTreeSet<u64>>,
+    (left, hot): (Option<&Left>, Option<&BTreeSet<u64>>),
 ) -> Result<Script, Failure> {
     check(space, ground)?;
     let mut script = Script::default();
     if space.thp_disabled {
         script.must(libc::SYS_prctl, [v(libc::PR_SET_THP_DISABLE as u64), v(1), v(0), v(0), v(0), v(0)]);
     }
-    ground.clear(&mut script);
+    let kept = |mapping| left.map(|left| left.kept(mapping)).unwrap_or_default();
+    let kept: Vec<Vec<AddrRange>> = space.mappings.iter().map(kept).collect();
+    ground.clear(kept.iter().flatten().copied(), &mut script);
     ground.place(space, &mut script)?;
     set_mm_map(space, &mut script);
     rings::map(space, ground, &mut script);
     maps::attach_segments(space, objects, &mut script)?;
     let mut filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();
+    for (runs, _) in filled.iter_mut().zip(&kept).filter(|(_, kept)| !kept.is_empty()) {
+        *runs = left.map(|left| left.unlike(runs)).unwrap_or_default();
+    }
     if let Some(hot) = hot {
         for (mapping, runs) in space.mappings.iter().zip(&mut filled) {
             if !runs.is_empty() && may_be_late(space, mapping) {
@@ -166,14 +174,17 @@ pub fn script_with(
             }
         }
     }
-    for (mapping, runs) in space.mappings.iter().zip(&filled) {
-        maps::map(space, mapping, !runs.is_empty(), objects, &mut script);
+    for ((mapping, runs), kept) in space.mappings.iter().zip(&filled).zip(&kept) {
+        maps::map(space, mapping, (!runs.is_empty() || !kept.is_empty(), kept), objects, &mut script);
+        if let Some(left) = left {
+            left.drop_stale(kept, runs, &mut script);
+        }
     }
-    fill::fill(&space.mappings, &filled, &mut script);
-    script.filled = filled.iter().flatten().copied().collect();
-    for (mapping, runs) in space.mappings.iter().zip(&filled) {
-        maps::finish(mapping, !runs.is_empty(), &mut script);
+    fill::fill(&filled, &mut script);
+    for ((mapping, runs), kept) in space.mappings.iter().zip(&filled).zip(&kept) {
+        maps::finish(mapping, !runs.is_empty() || !kept.is_empty(), &mut script);
     }
+    script.filled = filled.into_iter().flatten().collect();
     if space.mlock_future != 0 {
         script.must(libc::SYS_mlockall, [v(u64::from(space.mlock_future)), v(0), v(0), v(0), v(0), v(0)]);
     }

@@ -1,13 +1,16 @@
 //! Properties of the script alone; that it makes the memory it should is tested with real processes in `tests`.
 
 use ckpt_image::records::{
-    FileId, LayoutRecord, MappingFlags, MappingKind, MappingRecord, SpaceId, SpaceRecord,
+    FileId, GroupImage, LayoutRecord, MappingFlags, MappingKind, MappingRecord, Pid, ProcessRecord,
+    ProcessState, SpaceId, SpaceRecord, UnitIndex,
 };
 use ckpt_image::{Container, PageReader, PagesWriter};
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
-use super::{Arg, Expect, FdRef, Ground, PAGE, Script, Special, script};
+use super::{Arg, Expect, FdRef, Ground, Heritage, PAGE, Script, Special, script, script_with};
+use crate::rebuild::tree::tests::{body, process};
+use crate::rebuild::tree::{Plan, Share, Step};
 
 const RUNNER: AddrRange = AddrRange { start: VirtAddr(0x7_0000_0000), end: VirtAddr(0x7_0010_0000) };
 
@@ -52,17 +55,8 @@ fn vdso_records(start: u64) -> Vec<MappingRecord> {
 
 /// A reader of an image in which the given pages of space 0 are stored, in this order.
 fn pages(name: &str, stored: &[(u64, u8)]) -> PageReader {
-    let dir = std::env::temp_dir().join(format!("ckpt-script-{name}-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir(&dir).unwrap();
-    let mut writer = PagesWriter::create(&dir).unwrap();
-    for (page, byte) in stored {
-        writer.append(Container::Space(SpaceId(0)), *page, &[*byte; PAGE as usize]).unwrap();
-    }
-    writer.finish().unwrap();
-    let reader = PageReader::open(std::slice::from_ref(&dir)).unwrap();
-    std::fs::remove_dir_all(&dir).unwrap();
-    reader
+    let of_space = |(page, byte): &(u64, u8)| (0, *page, *byte);
+    pages_of_spaces(name, &stored.iter().map(of_space).collect::<Vec<_>>())
 }
 
 fn numbers(script: &Script, nr: i64) -> Vec<Vec<u64>> {
@@ -170,4 +164,90 @@ fn what_cannot_be_is_refused() {
     let mut other_kernel = vdso_records(0x5_0000_0000);
     other_kernel.pop();
     assert_eq!(refused(space(other_kernel), 0x6_0000_0000), "IncompatibleKernel");
+}
+
+/// A reader of an image in which pages of spaces are stored: space, page, byte.
+fn pages_of_spaces(name: &str, stored: &[(u32, u64, u8)]) -> PageReader {
+    let dir = std::env::temp_dir().join(format!("ckpt-script-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    let mut writer = PagesWriter::create(&dir).unwrap();
+    for (space, page, byte) in stored {
+        writer.append(Container::Space(SpaceId(*space)), *page, &[*byte; PAGE as usize]).unwrap();
+    }
+    writer.finish().unwrap();
+    let reader = PageReader::open(std::slice::from_ref(&dir)).unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    reader
+}
+
+/// A group of a parent (100) and its child (101), each with a space of its own.
+fn family(spaces: Vec<SpaceRecord>) -> (GroupImage, Plan) {
+    let share = Share::default();
+    let create = |pid, maker| {
+        let (sibling, unit, temporary) = (false, UnitIndex(0), false);
+        Step::Create { pid: Pid(pid), maker, sibling, unit, temporary, share }
+    };
+    let process = |(n, pid): (u32, i32)| ProcessRecord {
+        body: Some(body(n, false)),
+        ..process(Pid(pid), Pid(1), ProcessState::Running)
+    };
+    let processes = [(0, 100), (1, 101)].map(process).into();
+    let plan = Plan { steps: vec![create(100, None), create(101, Some(Pid(100)))] };
+    (GroupImage { processes, spaces, ..GroupImage::default() }, plan)
+}
+
+/// Pages 0 to 3 of each: alike, written by the child, given back by the child, of the parent alone (never there in the child).
+#[test]
+fn a_child_keeps_what_it_and_its_parent_have_alike() {
+    let at = 0x1000;
+    let stored = [(0, at, 1), (0, at + 1, 1), (0, at + 2, 1), (1, at, 1), (1, at + 1, 2), (1, at + 3, 3)];
+    let reader = pages_of_spaces("heritage", &stored);
+    let memory = |pages| vec![mapping(at * PAGE, pages, 1, MappingKind::Anonymous)];
+    let child = SpaceRecord { id: SpaceId(1), ..space(memory(6)) };
+    let (image, plan) = family(vec![space(memory(4)), child]);
+    let ground = Ground { runner: RUNNER, special: special(0x6_0000_0000) };
+    let heritage = Heritage::of(&image, &plan, &reader, &ground).unwrap();
+    // The parent: the one page, before it makes the child; the two others at its own turn.
+    let stage = heritage.stage(SpaceId(0)).unwrap();
+    assert_eq!(reads(stage), PAGE);
+    assert_eq!(numbers(stage, libc::SYS_mmap)[0][..3], [at * PAGE, 4 * PAGE, 3]);
+    let own = |n: usize| {
+        let left = heritage.left(image.spaces[n].id);
+        script_with(&image.spaces[n], &[], &reader, &ground, (left, None)).unwrap()
+    };
+    assert_eq!((reads(&own(0)), numbers(&own(0), libc::SYS_mmap).len()), (2 * PAGE, 0));
+    // The child: what it wrote, and the rest of its mapping.
+    let script = own(1);
+    assert_eq!(reads(&script), 2 * PAGE);
+    assert_eq!(numbers(&script, libc::SYS_mmap)[0][..2], [(at + 4) * PAGE, 2 * PAGE]);
+    assert_eq!(numbers(&script, libc::SYS_mprotect)[0][..3], [at * PAGE, 6 * PAGE, 1]);
+}
+
+/// What was inherited for others and is not a process's own goes.
+#[test]
+fn pages_that_only_others_have_are_given_back() {
+    let at = 0x1000;
+    let stored = [(0, at, 1), (0, at + 1, 1), (1, at, 1), (2, at, 1), (2, at + 1, 1)];
+    let reader = pages_of_spaces("stale", &stored);
+    let memory = || vec![mapping(at * PAGE, 4, 3, MappingKind::Anonymous)];
+    let (mut image, mut plan) =
+        family(vec![space(memory()), SpaceRecord { id: SpaceId(1), ..space(memory()) }]);
+    // A second child has both pages.
+    image.spaces.push(SpaceRecord { id: SpaceId(2), ..space(memory()) });
+    let second = ProcessRecord { pid: Pid(102), body: Some(body(2, false)), ..image.processes[1].clone() };
+    image.processes.push(second);
+    let Step::Create { maker, sibling, unit, temporary, share, .. } = plan.steps[1] else { panic!() };
+    plan.steps.push(Step::Create { pid: Pid(102), maker, sibling, unit, temporary, share });
+    let ground = Ground { runner: RUNNER, special: special(0x6_0000_0000) };
+    let heritage = Heritage::of(&image, &plan, &reader, &ground).unwrap();
+    let left = heritage.left(SpaceId(1));
+    let script = script_with(&image.spaces[1], &[], &reader, &ground, (left, None)).unwrap();
+    assert_eq!(reads(&script), 0);
+    assert_eq!(numbers(&script, libc::SYS_madvise)[0], [(at + 1) * PAGE, PAGE, 4, 0, 0, 0]);
+}
+
+/// Bytes that a script reads.
+fn reads(script: &Script) -> u64 {
+    script.filled.iter().map(|run| run.count * PAGE).sum()
 }

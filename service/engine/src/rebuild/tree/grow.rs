@@ -37,7 +37,10 @@ pub(super) struct Grower<'a, 's> {
     live: BTreeMap<Pid, Live>,
     /// Leaders that still have children to make in the session they were born in.
     waiting: BTreeMap<Pid, BTreeSet<Pid>>,
-    leaders: Vec<Pid>,
+    /// Leaders that are gone, and who is to make a temporary one.
+    lost: BTreeMap<Pid, Option<Pid>>,
+    /// Temporary leaders, and the member that waits for their end.
+    leaders: Vec<(Pid, Option<Pid>)>,
     steps: Vec<Step>,
 }
 
@@ -49,12 +52,14 @@ impl<'a, 's> Grower<'a, 's> {
             birth: BTreeMap::new(),
             live: BTreeMap::new(),
             waiting: BTreeMap::new(),
+            lost: BTreeMap::new(),
             leaders: Vec::new(),
             steps: Vec::new(),
         };
         for pid in records.keys() {
             grower.find_birth(*pid, 0);
         }
+        grower.find_lost_leaders();
         grower
     }
 
@@ -99,24 +104,25 @@ impl<'a, 's> Grower<'a, 's> {
 
     /// Makes all processes.
     pub(super) fn grow(&mut self) -> Result<(), TreeError> {
-        self.make_lost_leaders()?;
         let mut missing: Vec<Pid> = self.records.keys().copied().collect();
         while !missing.is_empty() {
-            let before = missing.len();
+            let before = missing.len() + self.lost.len();
+            self.make_lost_leaders();
             let mut left = Vec::new();
             for pid in missing {
                 if !self.try_make(pid)? {
                     left.push(pid);
                 }
             }
-            if left.len() == before && !self.release_a_leader() {
+            let stuck = left.len() + self.lost.len() == before;
+            if stuck && !self.release_a_lost_leader() && !self.release_a_leader() {
                 let record = self.records[&left[0]];
                 return Err(TreeError::NoWay { pid: record.pid, ppid: record.ppid, sid: record.sid });
             }
             missing = left;
         }
-        for pid in std::mem::take(&mut self.leaders).into_iter().rev() {
-            self.steps.push(Step::End { pid, waiter: None });
+        for (pid, waiter) in std::mem::take(&mut self.leaders).into_iter().rev() {
+            self.steps.push(Step::End { pid, waiter });
         }
         Ok(())
     }
@@ -126,18 +132,37 @@ impl<'a, 's> Grower<'a, 's> {
         self.steps
     }
 
-    /// Sessions whose leader is gone get a temporary one.
-    fn make_lost_leaders(&mut self) -> Result<(), TreeError> {
-        let mut lost = BTreeMap::<Pid, UnitIndex>::new();
+    /// Sessions whose leader is gone get a temporary one. The member of another session that has children in this one makes it, so
+    /// that they can fall to that member as orphans; of several, the one furthest below.
+    fn find_lost_leaders(&mut self) {
         for record in self.records.values().filter(|r| !self.records.contains_key(&r.sid)) {
-            lost.entry(record.sid).or_insert(record.unit);
+            let outside = self
+                .parent(record.pid)
+                .filter(|p| self.records[p].sid != record.sid && self.birth[p] != Some(record.sid));
+            let known = self.lost.entry(record.sid).or_default();
+            if depth(self.records, outside) > depth(self.records, *known) {
+                *known = outside;
+            }
         }
-        for (pid, unit) in lost {
-            self.create(pid, None, false, unit, true, Share::default());
+    }
+
+    /// Makes those that can be made by now.
+    fn make_lost_leaders(&mut self) {
+        let ready = |maker: &Option<Pid>| maker.is_none_or(|maker| self.live.contains_key(&maker));
+        let made: Vec<_> = self.lost.iter().filter(|(_, m)| ready(m)).map(|(pid, m)| (*pid, *m)).collect();
+        for (pid, maker) in made {
+            let unit = self.records.values().find(|r| r.sid == pid).map_or(UnitIndex(0), |r| r.unit);
+            self.create(pid, maker, false, unit, true, Share::default());
             self.set_session(pid);
-            self.leaders.push(pid);
+            self.lost.remove(&pid);
+            self.leaders.push((pid, maker));
         }
-        Ok(())
+    }
+
+    /// Where nothing moves any more: who is to make a temporary leader waits for that leader's session; ckpt-restore makes it.
+    fn release_a_lost_leader(&mut self) -> bool {
+        let waits = self.lost.values_mut().find(|maker| maker.is_some());
+        waits.map(|maker| *maker = None).is_some()
     }
 
     fn set_session(&mut self, pid: Pid) {
@@ -208,7 +233,10 @@ impl<'a, 's> Grower<'a, 's> {
             self.live.iter().filter(|(_, l)| l.session == session).map(|(p, l)| (*p, l)).collect();
         // A sibling in the same unit first: it needs no move to another cgroup.
         candidates.sort_by_key(|(pid, l)| (l.unit != record.unit, l.temporary, *pid));
-        if let Some((maker, _)) = candidates.iter().find(|(_, l)| l.parent == parent) {
+        // A sibling has the exit signal of who makes it; temporary processes have none.
+        let siblings = candidates.iter().filter(|(_, l)| l.parent == parent && !l.temporary);
+        let signal = |maker: &Pid| self.records.get(maker).map(|r| r.exit_signal);
+        if let Some((maker, _)) = siblings.min_by_key(|(pid, _)| signal(pid) != Some(record.exit_signal)) {
             return Some(Way::Sibling(*maker));
         }
         // The parent may still come to the right session, or the right sibling be made: orphans are the last resort.
@@ -290,4 +318,10 @@ impl<'a, 's> Grower<'a, 's> {
             sighand: look("signal handlers", &|b| b.sighand == body.sighand)?,
         })
     }
+}
+
+/// How many members there are from this one upwards; 0: it is none.
+fn depth(records: &Records<'_>, pid: Option<Pid>) -> usize {
+    let upwards = std::iter::successors(pid, |pid| records.get(pid).map(|r| r.ppid));
+    upwards.take_while(|pid| records.contains_key(pid)).take(records.len()).count()
 }

@@ -12,24 +12,34 @@ fn image_of(kernel: &Kernel) -> GroupImage {
             continue;
         }
         let n = image.processes.len() as u32;
+        let state = match p.zombie {
+            true => ProcessState::Zombie { comm: vec![], status: 0, owner: (0, 0) },
+            false => ProcessState::Running,
+        };
         image.processes.push(ProcessRecord {
-            unit: UnitIndex(0),
-            cgroup: String::new(),
-            namespaces: NamespaceRecord::default(),
-            pid: Pid(*pid),
-            ppid: Pid(p.ppid),
             pgid: Pid(p.pgid),
             sid: Pid(p.sid),
-            exit_signal: 17,
-            state: if p.zombie {
-                ProcessState::Zombie { comm: vec![], status: 0, owner: (0, 0) }
-            } else {
-                ProcessState::Running
-            },
             body: (!p.zombie).then(|| body(n, p.subreaper)),
+            ..process(Pid(*pid), Pid(p.ppid), state)
         });
     }
     image
+}
+
+/// A process without a body, which leads its session.
+pub(in crate::rebuild) fn process(pid: Pid, ppid: Pid, state: ProcessState) -> ProcessRecord {
+    ProcessRecord {
+        unit: UnitIndex(0),
+        cgroup: String::new(),
+        namespaces: NamespaceRecord::default(),
+        pid,
+        ppid,
+        pgid: pid,
+        sid: pid,
+        exit_signal: 17,
+        state,
+        body: None,
+    }
 }
 
 fn unit() -> UnitRecord {
@@ -44,7 +54,7 @@ fn unit() -> UnitRecord {
     }
 }
 
-fn body(n: u32, child_subreaper: bool) -> ProcessBody {
+pub(in crate::rebuild) fn body(n: u32, child_subreaper: bool) -> ProcessBody {
     ProcessBody {
         space: SpaceId(n),
         fd_table: FdTableId(n),
@@ -166,6 +176,39 @@ fn an_orphan_that_fell_to_a_subreaper() {
     kernel.exit(102).unwrap();
     kernel.reap(102);
     assert_eq!(kernel.processes[&103].ppid, 100);
+    round_trip(&kernel).unwrap();
+}
+
+/// A daemon that forks twice below a subreaper.
+#[test]
+fn an_orphan_of_a_lost_session_that_fell_to_a_subreaper() {
+    let mut kernel = Kernel::new();
+    service(&mut kernel, 100);
+    kernel.fork(100, 101, false).unwrap();
+    kernel.processes.get_mut(&101).unwrap().subreaper = true;
+    for leader in [110, 120] {
+        kernel.fork(101, leader, false).unwrap();
+        kernel.setsid(leader).unwrap();
+        kernel.fork(leader, leader + 1, false).unwrap();
+        kernel.fork(leader, leader + 2, false).unwrap();
+        kernel.fork(leader + 2, leader + 3, false).unwrap();
+        kernel.exit(leader).unwrap();
+        kernel.reap(leader);
+    }
+    assert_eq!(kernel.processes[&121].ppid, 101);
+    round_trip(&kernel).unwrap();
+}
+
+/// The leader made it as its sibling (CLONE_PARENT).
+#[test]
+fn a_sibling_of_a_lost_leader() {
+    let mut kernel = Kernel::new();
+    service(&mut kernel, 100);
+    kernel.fork(100, 101, false).unwrap();
+    kernel.setsid(101).unwrap();
+    kernel.fork(101, 102, true).unwrap();
+    kernel.exit(101).unwrap();
+    kernel.reap(101);
     round_trip(&kernel).unwrap();
 }
 
