@@ -1868,6 +1868,13 @@ CASE(memfd_executed)
 	same(result, 0);
 }
 
+REFUSED(memfd_huge_not_mapped, "hugetlb-shared")
+{
+	if (memfd_create("huge", MFD_HUGETLB) < 0)
+		cannot("no huge pages");
+	restored();
+}
+
 CASE(memfd_huge)
 {
 	int fd = memfd_create("huge", MFD_HUGETLB);

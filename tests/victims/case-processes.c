@@ -1,7 +1,10 @@
 /* Properties of processes and threads. */
 #include "case.h"
 #include <pthread.h>
+#include <grp.h>
+#include <sched.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 /* What /proc tells of a task: the line of a file that begins with a word. */
 static const char *line_of(int pid, const char *file, const char *word)
@@ -23,6 +26,122 @@ static const char *line_of(int pid, const char *file, const char *word)
 static char state_of(int pid)
 {
 	return line_of(pid, "status", "State:")[7];
+}
+
+/* A daemon that forked twice, and whose subreaper is not process 1. */
+CASE(lost_session_below_a_subreaper)
+{
+	int told[2], status;
+	pid_t orphan;
+	must(pipe2(told, O_CLOEXEC));
+	must(prctl(PR_SET_CHILD_SUBREAPER, 1));
+	pid_t leader = must(fork());
+	if (!leader) {
+		must(setsid());
+		if (must(fork()))
+			_exit(0);
+		while (getppid() == getsid(0))
+			usleep(1000);
+		orphan = getpid();
+		must(write(told[1], &orphan, sizeof orphan));
+		for (;;)
+			pause();
+	}
+	must(waitpid(leader, NULL, 0));
+	must(read(told[0], &orphan, sizeof orphan));
+	restored();
+	same(getsid(orphan), leader);
+	same(getpgid(orphan), leader);
+	must(kill(orphan, SIGKILL));
+	same(waitpid(orphan, &status, 0), orphan);
+}
+
+CASE(name_of_any_bytes)
+{
+	static const char odd[] = "x) R 1\n(\x01\xff";
+	char name[32] = "";
+	int status;
+	must(prctl(PR_SET_NAME, odd));
+	pid_t zombie = must(fork());
+	if (!zombie)
+		_exit(6);
+	must(waitid(P_PID, zombie, &(siginfo_t){ 0 }, WEXITED | WNOWAIT));
+	restored();
+	must(prctl(PR_GET_NAME, name));
+	holds(!strcmp(name, odd));
+	same(waitpid(zombie, &status, 0), zombie);
+	same(WEXITSTATUS(status), 6);
+}
+
+/* As many as there can be. */
+CASE(groups_65536)
+{
+	static gid_t groups[65536], now[65536];
+	for (int i = 0; i < 65536; i++)
+		groups[i] = i + 7;
+	must(setgroups(65536, groups));
+	restored();
+	same(getgroups(65536, now), 65536);
+	holds(!memcmp(groups, now, sizeof now));
+}
+
+CASE(limit_of_pending_signals_below_what_is_pending)
+{
+	struct rlimit none = { 0, 0 }, now;
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGRTMIN + 1);
+	must(sigprocmask(SIG_BLOCK, &set, NULL));
+	for (int i = 0; i < 10; i++)
+		must(sigqueue(getpid(), SIGRTMIN + 1, (union sigval){ .sival_int = i }));
+	must(setrlimit(RLIMIT_SIGPENDING, &none));
+	restored();
+	must(getrlimit(RLIMIT_SIGPENDING, &now));
+	same(now.rlim_cur, 0);
+	same(now.rlim_max, 0);
+	for (int i = 0; i < 10; i++) {
+		siginfo_t info;
+		same(sigtimedwait(&set, &info, &(struct timespec){ 0 }), SIGRTMIN + 1);
+		same(info.si_value.sival_int, i);
+	}
+}
+
+/* struct sched_attr, first version. */
+struct scheduling {
+	uint32_t size, policy;
+	uint64_t flags;
+	int32_t nice;
+	uint32_t priority;
+	uint64_t runtime, deadline, period;
+};
+
+CASE(length_of_slice)
+{
+	struct scheduling wanted = { .size = 48, .policy = SCHED_BATCH, .runtime = 5000000 }, now = { 0 };
+	must(syscall(SYS_sched_setattr, 0, &wanted, 0));
+	must(syscall(SYS_sched_getattr, 0, &now, 48, 0));
+	if (now.runtime != wanted.runtime)
+		cannot("slices have no length");
+	restored();
+	must(syscall(SYS_sched_getattr, 0, &now, 48, 0));
+	same(now.policy, SCHED_BATCH);
+	same(now.runtime, wanted.runtime);
+}
+
+CASE(huge_pages_if_advised)
+{
+	if (prctl(PR_SET_THP_DISABLE, 1, 2 /* PR_THP_DISABLE_EXCEPT_ADVISED */, 0, 0))
+		cannot("no PR_THP_DISABLE_EXCEPT_ADVISED");
+	restored();
+	same(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0), 3);
+}
+
+CASE(chooses_timer_ids)
+{
+	if (prctl(77 /* PR_TIMER_CREATE_RESTORE_IDS */, 1, 0, 0, 0))
+		cannot("no PR_TIMER_CREATE_RESTORE_IDS");
+	restored();
+	same(prctl(77, 2, 0, 0, 0), 1);
 }
 
 /* thread group leaders that ended */

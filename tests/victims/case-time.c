@@ -12,6 +12,32 @@ enum { LIMIT = 6 };
 
 static int nothing = -1, set = -1, word;
 
+static volatile int told;
+
+static void tell(union sigval value)
+{
+	told += value.sival_int;
+}
+
+/* The C library's way, by a thread and a signal that it keeps for itself. */
+CASE(timer_tells_by_a_thread)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD,
+				  .sigev_notify_function = tell,
+				  .sigev_value.sival_int = 1 };
+	struct itimerspec often = { .it_value.tv_nsec = 2000000, .it_interval.tv_nsec = 2000000 };
+	timer_t timer;
+	must(timer_create(CLOCK_MONOTONIC, &event, &timer));
+	must(timer_settime(timer, 0, &often, NULL));
+	while (!told)
+		usleep(1000);
+	restored();
+	int before = told;
+	for (int i = 0; i < 5000 && told < before + 5; i++)
+		usleep(1000);
+	holds(told >= before + 5);
+}
+
 static int in_poll(void)
 {
 	return poll(NULL, 0, LIMIT * 1000);

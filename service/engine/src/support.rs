@@ -160,9 +160,17 @@ const MEMORY: &[Row] = &[
         "private and shared anonymous memory, heap, stacks",
         "protections, names, guards, zero pages are not stored",
     ),
+    restored(
+        "pages that parent and child have in common (copy-on-write)",
+        "of anonymous memory; not of mapped files",
+    ),
     restored("mapped files, private and shared", "also deleted ones"),
     restored("executables and libraries", "kept with the checkpoint, so that an upgrade does not matter"),
-    restored("madvise, mlock, mlockall, mseal, MAP_DROPPABLE", ""),
+    restored(
+        "madvise, mlock, mlockall, mseal, MAP_DROPPABLE",
+        "MCL_FUTURE where all is locked: of one without MCL_CURRENT the kernel does not tell",
+    ),
+    reset("guards (MADV_GUARD_INSTALL) in shared memory", "", "not kept"),
     restored("memfd, System V segments, /dev/shm", "shared as they were"),
     restored("vDSO", "that of the kernel that runs"),
     restored("System V semaphores", "values, waiting processes, what is to be undone (SEM_UNDO)"),
@@ -195,7 +203,7 @@ const PROCESSES: &[Row] = &[
     ),
     refused("user namespaces that a service made itself", "namespace", ""),
     restored(
-        "PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_SET_IO_FLUSHER, PR_SET_SPECULATION_CTRL, PR_SET_TSC, PR_SET_THP_DISABLE",
+        "PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_SET_IO_FLUSHER, PR_SET_SPECULATION_CTRL, PR_SET_TSC, PR_SET_THP_DISABLE, PR_TIMER_CREATE_RESTORE_IDS",
         "",
     ),
     restored("membarrier(2) registrations", "told since Linux 6.3"),
@@ -211,7 +219,24 @@ const PROCESSES: &[Row] = &[
     refused("segments of modify_ldt(2)", "ldt", "told by the checkpoint itself"),
     refused("core scheduling (PR_SCHED_CORE)", "core-scheduling", "told by the checkpoint itself"),
     reset("i/o context that processes share (CLONE_IO)", "", "each has its own, with its priority"),
-    reset("PR_SET_PTRACER, i/o ports, utilization clamps", "", "not kept"),
+    reset("PR_SET_PTRACER, PR_FUTEX_HASH, i/o ports, utilization clamps", "", "not kept"),
+    reset(
+        "time on the CPU and other use of resources",
+        "",
+        "clocks of CPU time, times(2) and getrusage(2) begin anew; what is left of timers and limits by them is kept",
+    ),
+    reset(
+        "child that another thread than the first has made",
+        "",
+        "is the first's: which thread __WNOTHREAD and the parent-death signal go by",
+    ),
+    reset("child whose going on after a stop was not waited for (WCONTINUED)", "", "not told any more"),
+    reset("overruns of a POSIX timer whose signal waits", "", "counted anew (timer_getoverrun)"),
+    reset(
+        "large write that a checkpoint meets in its middle",
+        "",
+        "returns what was written so far, also in a process that goes on",
+    ),
     restored(
         "cgroups that a service made below its own (Delegate=)",
         "with the processes in them; not their settings, and not empty ones",

@@ -8,7 +8,6 @@ use std::ffi::c_void;
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::addr::{AddrRange, VirtAddr};
 use crate::batch::Slot;
@@ -17,8 +16,8 @@ use crate::runner::{self, RestoreRunner};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Bytes of a slot.
-pub const SLOT: u64 = 1 << 20;
+/// Bytes of a slot: of four parts, each with room for the most supplementary groups that a process can have.
+pub const SLOT: u64 = (1 << 20) + (1 << 14);
 /// Slots: batches of as many members run at once, each in a slot of its own.
 pub const SLOTS: u64 = 128;
 /// Bytes of the whole runner area; but for the code it costs memory only where a slot was used.
@@ -108,11 +107,20 @@ pub fn area(runner: &RestoreRunner) -> AddrRange {
 /// Blocks every signal that can be blocked, for this thread, which must be the only one, and all copies of it; SIGCHLD then ends waits for
 /// traced threads.
 pub fn block_signals() -> Result<()> {
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(|source| Error::Kernel {
-        op: "sigprocmask",
-        subject: Subject::Here,
-        source,
-    })?;
+    // The C library's function leaves out the two signals that it uses itself, of which one is that of SIGEV_THREAD.
+    let all = u64::MAX;
+    // SAFETY: the kernel reads eight bytes of `all`, which outlives the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            std::ptr::null_mut::<u64>(),
+            8,
+        )
+    };
+    let failed = |source| Error::Kernel { op: "rt_sigprocmask", subject: Subject::Here, source };
+    Errno::result(done).map_err(failed)?;
     crate::thread::wait_by_signal();
     Ok(())
 }

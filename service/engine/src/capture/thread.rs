@@ -4,7 +4,7 @@ use ckpt_image::records::{
     AltStack, Credentials, DispatchRecord, InterruptedCall, Pid, QueuedSignal, RseqRecord, SchedRecord,
     ThreadRecord, ThreadSettings,
 };
-use ckpt_sys::attributes::Scheduling;
+use ckpt_sys::attributes::{self, Scheduling};
 use ckpt_sys::batch;
 use ckpt_sys::inject::Live;
 use nix::libc;
@@ -134,14 +134,19 @@ pub(super) fn record(
     })
 }
 
-/// sched_getattr(2).
+/// sched_getattr(2). Of a fair policy the kernel tells the length of its slice as the run time (Linux 6.12): recorded only where it is
+/// another than ours, which nobody set.
 fn scheduling(s: &Scheduling) -> SchedRecord {
+    static OURS: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    let ours =
+        *OURS.get_or_init(|| attributes::scheduling(nix::unistd::Pid::this()).map_or(0, |s| s.runtime));
+    let usual = s.policy != libc::SCHED_DEADLINE as u32 && s.runtime == ours;
     SchedRecord {
         policy: s.policy,
         flags: s.flags,
         nice: s.nice,
         priority: s.priority,
-        runtime: s.runtime,
+        runtime: if usual { 0 } else { s.runtime },
         deadline: s.deadline,
         period: s.period,
     }

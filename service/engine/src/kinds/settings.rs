@@ -17,6 +17,13 @@ const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
 const PR_SET_MEMORY_MERGE: u64 = 67;
 const PR_GET_MEMORY_MERGE: u64 = 68;
+const PR_SET_THP_DISABLE: u64 = 41;
+const PR_GET_THP_DISABLE: u64 = 42;
+const PR_THP_DISABLE_EXCEPT_ADVISED: u64 = 2;
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+/// Of PR_TIMER_CREATE_RESTORE_IDS: on, tell.
+const IDS_ON: u64 = 1;
+const IDS_GET: u64 = 2;
 /// arch_prctl(2).
 const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
@@ -108,7 +115,7 @@ pub fn set_thread(batch: &mut Batch, settings: &ThreadSettings) {
 }
 
 /// How many questions [`of_process`] has.
-pub const PROCESS_QUESTIONS: usize = 7;
+pub const PROCESS_QUESTIONS: usize = 9;
 
 /// What each process is asked.
 pub fn of_process() -> [Question; PROCESS_QUESTIONS] {
@@ -120,6 +127,8 @@ pub fn of_process() -> [Question; PROCESS_QUESTIONS] {
         Question::result(libc::SYS_keyctl, [KEYCTL_GET_KEYRING_ID, PROCESS_KEYRING, 0, 0, 0, 0]),
         Question::bytes(libc::SYS_modify_ldt, [0, 0, 16, 0, 0, 0], 1, 16),
         Question::bytes(libc::SYS_prctl, [PR_SCHED_CORE, 0, 0, 0, 0, 0], 4, 8),
+        Question::result(libc::SYS_prctl, [PR_GET_THP_DISABLE, 0, 0, 0, 0, 0]),
+        Question::result(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS, IDS_GET, 0, 0, 0, 0]),
     ]
 }
 
@@ -132,6 +141,8 @@ pub fn read_process(answers: &[Answer]) -> (ProcessSettings, Vec<Refused>) {
         memory_merge: result(1) == Some(1),
         membarrier: result(2).unwrap_or(0) as u32,
         tiles: word(3) & (1 << XCOMP_TILE) != 0,
+        huge_pages_if_advised: result(7).is_some_and(|set| set & PR_THP_DISABLE_EXCEPT_ADVISED != 0),
+        chooses_timer_ids: result(8) == Some(1),
         autogroup_nice: 0,
     };
     let mut refused = Vec::new();
@@ -158,6 +169,12 @@ pub fn set_process(batch: &mut Batch, settings: &ProcessSettings) {
     }
     for command in (0..31).map(|bit| 1u64 << bit).filter(|bit| u64::from(settings.membarrier) & bit != 0) {
         batch.must(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]);
+    }
+    if settings.huge_pages_if_advised {
+        batch.must(libc::SYS_prctl, [PR_SET_THP_DISABLE, 1, PR_THP_DISABLE_EXCEPT_ADVISED, 0, 0, 0]);
+    }
+    if settings.chooses_timer_ids {
+        batch.must(libc::SYS_prctl, [PR_TIMER_CREATE_RESTORE_IDS, IDS_ON, 0, 0, 0, 0]);
     }
     if settings.tiles {
         batch.must(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM, XCOMP_TILE, 0, 0, 0, 0]);

@@ -70,7 +70,7 @@ fn taken(pid: Pid) -> Failure {
 }
 
 fn name(pid: Pid) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+    proc_file::read_text(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use ckpt_image::records::{FsRecord, GroupImage, ItimerRecord, PosixTimerRecord, ProcessBody, SighandRecord};
 use ckpt_sys::batch::{Batch, Call, Outcome};
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Failure, Member};
 use crate::kinds::settings;
@@ -61,13 +62,32 @@ pub fn attributes(batch: &mut Batch, body: &ProcessBody) -> Limits {
     settings::set_process(batch, &body.settings);
     let mut set = Vec::new();
     for (resource, (soft, hard)) in body.limits.iter().enumerate() {
-        let at = batch.data(&limit(*soft, *hard));
         let old = batch.space(16);
         let _: Call = batch.must(libc::SYS_prlimit64, [0, resource as u64, 0, old.get(), 0, 0]);
-        let call = batch.push(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+        let at = match is_late(resource, *hard) {
+            true => 0,
+            false => batch.data(&limit(*soft, *hard)).get(),
+        };
+        let call = batch.push(libc::SYS_prlimit64, [0, resource as u64, at, 0, 0, 0]);
         set.push((call, old));
     }
     Limits(set)
+}
+
+/// Whether a limit is set when all that it limits is there: that of signals that wait, which is not enforced on what is there. It takes no
+/// privilege where it is below our own.
+fn is_late(resource: usize, hard: u64) -> bool {
+    let ours = || getrlimit(Resource::RLIMIT_SIGPENDING).map_or(0, |(_, hard)| hard);
+    resource == libc::RLIMIT_SIGPENDING as usize && hard <= ours()
+}
+
+/// Sets the limits that come last.
+pub fn late_limits(batch: &mut Batch, body: &ProcessBody) {
+    for (resource, (soft, hard)) in body.limits.iter().enumerate().filter(|(n, (_, hard))| is_late(*n, *hard))
+    {
+        let at = batch.data(&limit(*soft, *hard));
+        batch.must(libc::SYS_prlimit64, [0, resource as u64, at.get(), 0, 0, 0]);
+    }
 }
 
 /// Same, at once; gives what could not be set.

@@ -119,7 +119,7 @@ pub fn scheduling_from_outside(tid: nix::unistd::Pid, record: &ThreadRecord) -> 
         flags: sched.flags,
         nice: sched.nice,
         priority: sched.priority,
-        runtime: if deadline { sched.runtime } else { 0 },
+        runtime: sched.runtime,
         deadline: if deadline { sched.deadline } else { 0 },
         period: if deadline { sched.period } else { 0 },
         ..attributes::Scheduling::default()
@@ -144,9 +144,9 @@ fn scheduling(batch: &mut Batch, record: &ThreadRecord, cpus: &[u64]) {
     raw.extend(sched.flags.to_le_bytes());
     raw.extend(sched.nice.to_le_bytes());
     raw.extend(sched.priority.to_le_bytes());
-    // Of a fair policy the kernel tells the length of its slice there (Linux 6.12); that is no setting of the thread's.
+    // Of a fair policy the run time is the length of its slice, where that was set (Linux 6.12).
     let deadline = sched.policy == SCHED_DEADLINE;
-    let times = if deadline { [sched.runtime, sched.deadline, sched.period] } else { [0; 3] };
+    let times = if deadline { [sched.runtime, sched.deadline, sched.period] } else { [sched.runtime, 0, 0] };
     for word in times {
         raw.extend(word.to_le_bytes());
     }

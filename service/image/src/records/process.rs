@@ -101,6 +101,10 @@ pub struct ProcessSettings {
     pub membarrier: u32,
     /// It may use the tiles of AMX (ARCH_REQ_XCOMP_PERM).
     pub tiles: bool,
+    /// PR_GET_THP_DISABLE with PR_THP_DISABLE_EXCEPT_ADVISED. Linux 6.18.
+    pub huge_pages_if_advised: bool,
+    /// PR_TIMER_CREATE_RESTORE_IDS. Linux 6.15.
+    pub chooses_timer_ids: bool,
     /// /proc/PID/autogroup.
     pub autogroup_nice: i32,
 }

@@ -1,6 +1,5 @@
 //! Arming: handlers, dispatching, the table, and last the protection itself.
 
-use std::fs;
 use std::mem::offset_of;
 
 use ckpt_wire::protect::{
@@ -387,7 +386,7 @@ fn pins(control: &Control) -> Result<Vec<AddrRange>> {
 /// A thread's id in its own PID namespace.
 fn inner_id(tid: nix::unistd::Pid) -> Result<u32> {
     let path = format!("/proc/{tid}/status");
-    let text = fs::read_to_string(&path).map_err(|e| Error::io("read", &path, &e))?;
+    let text = crate::proc_file::read_text(&path).map_err(|e| Error::io("read", &path, &e))?;
     let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
     let id = ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok());
     id.ok_or_else(|| Error::Parse { path: path.into(), what: "NSpid is missing".into() })

@@ -186,7 +186,9 @@ impl<'a> Rebuild<'a> {
         process::dumpable(batch, body);
         process::itimers(batch, &body.itimers);
         release::drain(batch);
-        release::queue(batches, (record.pid, leader.tid), &leader.pending, &body.pending)
+        release::queue(batches, (record.pid, leader.tid), &leader.pending, &body.pending)?;
+        process::late_limits(batches.room(1, 16), body);
+        Ok(())
     }
 
     /// The set-up of all threads besides the leaders.
