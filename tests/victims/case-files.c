@@ -1565,6 +1565,17 @@ CASE(pidfd_self)
 	same(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0), 0);
 }
 
+/* PIDFD_THREAD. */
+CASE(pidfd_of_a_thread)
+{
+	int fd = syscall(SYS_pidfd_open, getpid(), O_EXCL);
+	if (fd < 0)
+		cannot("no PIDFD_THREAD");
+	restored();
+	holds(fcntl(fd, F_GETFL) & O_EXCL);
+	same(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0), 0);
+}
+
 CASE(pidfd_child)
 {
 	struct child child = spawn(NULL, NULL);

@@ -1154,6 +1154,47 @@ CASE(udp_filter)
 	same(receive(fd, text, sizeof text), -1);
 }
 
+CASE(udp_filter_locked)
+{
+	struct sock_filter all = { BPF_RET | BPF_K, 0, 0, 0xffff };
+	struct sock_fprog program = { 1, &all };
+	int fd = must(socket(AF_INET, SOCK_DGRAM, 0)), on = 1;
+	must(setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program));
+	must(setsockopt(fd, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on));
+	restored();
+	same(option(fd, SOL_SOCKET, SO_LOCK_FILTER), 1);
+	same(setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof on), -1);
+	same(errno, EPERM);
+}
+
+CASE(udp_encapsulation)
+{
+	int fd = must(socket(AF_INET, SOCK_DGRAM, 0)), kind = UDP_ENCAP_ESPINUDP;
+	if (setsockopt(fd, IPPROTO_UDP, UDP_ENCAP, &kind, sizeof kind))
+		cannot("no UDP_ENCAP");
+	restored();
+	same(option(fd, IPPROTO_UDP, UDP_ENCAP), UDP_ENCAP_ESPINUDP);
+}
+
+CASE(tcp_fast_open_at_connect)
+{
+	int fd = must(socket(AF_INET, SOCK_STREAM, 0)), on = 1;
+	if (setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &on, sizeof on))
+		cannot("no TCP_FASTOPEN_CONNECT");
+	restored();
+	same(option(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT), 1);
+}
+
+CASE(raw_router_alert)
+{
+	int fd = must(socket(AF_INET, SOCK_RAW, IPPROTO_IGMP)), on = 1;
+	must(setsockopt(fd, IPPROTO_IP, IP_ROUTER_ALERT, &on, sizeof on));
+	if (option(fd, IPPROTO_IP, IP_ROUTER_ALERT) != 1)
+		cannot("it is not told");
+	restored();
+	same(option(fd, IPPROTO_IP, IP_ROUTER_ALERT), 1);
+}
+
 CASE(udp_lite)
 {
 	int fd = socket(AF_INET, SOCK_DGRAM, IPPROTO_UDPLITE);

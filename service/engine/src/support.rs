@@ -59,6 +59,7 @@ const FILES: &[Row] = &[
         "its content stays as it is at the restore",
     ),
     reset("delegation of a file server", "file-lease", ""),
+    reset("F_SET_RW_HINT; output of a pseudo-terminal that is stopped (TCOOFF)", "", "not kept"),
     refused("other terminals", "terminal", ""),
     refused("other character devices", "device", ""),
     refused("block device", "block-device", ""),
@@ -79,6 +80,7 @@ const OBJECTS: &[Row] = &[
         "counters, completions that were not read, entries that were not submitted, waiting threads, sharing between processes; has \
          IORING_SETUP_SUBMIT_ALL and not IORING_SETUP_COOP_TASKRUN, which nobody tells; NAPI and limits of workers are lost",
     ),
+    reset("busy polling of epoll (EPIOCSPARAMS)", "", "not kept"),
     reset("inotify", "inotify-events", "watches are restored, events that wait are lost"),
     reset(
         "fanotify",
@@ -149,6 +151,11 @@ const SOCKETS: &[Row] = &[
     refused("urgent data that waits (MSG_OOB)", "urgent-data", ""),
     refused("multicast group with sources", "multicast-sources", ""),
     refused("packet ring, fanout", "packet-ring", "or packet-fanout"),
+    reset(
+        "programs that choose among sockets of a port (SO_ATTACH_REUSEPORT_CBPF, _EBPF), SO_INCOMING_CPU",
+        "",
+        "the kernel chooses; of the programs it tells nobody",
+    ),
     refused("eBPF filter", "socket-filter", ""),
     refused("SCTP and other protocols", "socket-protocol", ""),
     refused("AF_VSOCK, AF_ALG, AF_XDP and other families", "socket-family", ""),

@@ -108,8 +108,9 @@ impl<'i> Member<'i> {
             let moved_to = numbers.map(|d| (d.fd, d.cloexec)).collect();
             let call = match &record.kind {
                 DescriptionKind::Pidfd(pidfd) => {
-                    let nonblock = record.flags & libc::O_NONBLOCK as u32;
-                    let args = [pidfd.pid.0 as u64, nonblock.into(), 0, 0, 0, 0];
+                    // PIDFD_THREAD is O_EXCL (Linux 6.9).
+                    let flags = record.flags & (libc::O_NONBLOCK | libc::O_EXCL) as u32;
+                    let args = [pidfd.pid.0 as u64, flags.into(), 0, 0, 0, 0];
                     self.call(libc::SYS_pidfd_open, args, format!("pidfd of {}", pidfd.pid))
                 }
                 DescriptionKind::ProcFile { path, .. } => {

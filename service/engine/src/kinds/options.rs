@@ -55,6 +55,8 @@ const SOCKET: &[Entry] = &[
     (libc::SOL_SOCKET, libc::SO_SNDBUF, 4),
     (libc::SOL_SOCKET, libc::SO_RCVBUF, 4),
     (libc::SOL_SOCKET, SO_BUF_LOCK, 4), // after the sizes, whose setting changes it
+    (libc::SOL_SOCKET, 73, 4),          // SO_RESERVE_MEM
+    (libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 4),
 ];
 
 /// unix(7).
@@ -144,6 +146,7 @@ const TCP: &[Entry] = &[
     (libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 4),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_KEY, 32),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, 4),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 4),
     (libc::IPPROTO_TCP, libc::TCP_INQ, 4),
     (libc::IPPROTO_TCP, 37, 4), // TCP_TX_DELAY
     (libc::IPPROTO_TCP, 44, 4), // TCP_RTO_MAX_MS, Linux 6.15
@@ -151,13 +154,14 @@ const TCP: &[Entry] = &[
     (libc::IPPROTO_TCP, 46, 4), // TCP_DELACK_MAX_US, Linux 6.16
 ];
 
-/// udp(7), with UDP_SEGMENT, UDP_GRO, UDP_NO_CHECK6_TX and _RX, and what streams have no use for of ip(7) and ipv6(7).
+/// udp(7), with UDP_SEGMENT, UDP_GRO, UDP_NO_CHECK6_TX and _RX, UDP_ENCAP, and what streams have no use for of ip(7) and ipv6(7).
 const UDP: &[Entry] = &[
     (libc::IPPROTO_UDP, libc::UDP_CORK, 4),
     (libc::IPPROTO_UDP, 103, 4),
     (libc::IPPROTO_UDP, 104, 4),
     (libc::IPPROTO_UDP, 101, 4),
     (libc::IPPROTO_UDP, 102, 4),
+    (libc::IPPROTO_UDP, 100, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
     (libc::IPPROTO_IP, 50, 4), // IP_UNICAST_IF
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 4),
@@ -172,11 +176,12 @@ const UDP: &[Entry] = &[
 /// udplite(7): UDPLITE_SEND_CSCOV, UDPLITE_RECV_CSCOV.
 const UDPLITE: &[Entry] = &[(libc::IPPROTO_UDPLITE, 10, 4), (libc::IPPROTO_UDPLITE, 11, 4)];
 
-/// raw(7): IP_HDRINCL, ICMP_FILTER, IP_NODEFRAG; IPV6_HDRINCL, IPV6_CHECKSUM, and ICMP6_FILTER of IPPROTO_ICMPV6.
+/// raw(7): IP_HDRINCL, ICMP_FILTER, IP_NODEFRAG, IP_ROUTER_ALERT; IPV6_HDRINCL, IPV6_CHECKSUM, and ICMP6_FILTER of IPPROTO_ICMPV6.
 const RAW: &[Entry] = &[
     (libc::IPPROTO_IP, libc::IP_HDRINCL, 4),
     (libc::SOL_RAW, 1, 4),
     (libc::IPPROTO_IP, libc::IP_NODEFRAG, 4),
+    (libc::IPPROTO_IP, libc::IP_ROUTER_ALERT, 4),
     (libc::IPPROTO_IPV6, 36, 4),
     (libc::IPPROTO_IPV6, 7, 4),
     (libc::IPPROTO_ICMPV6, 1, 32),
@@ -252,11 +257,17 @@ fn is_filter(option: &SocketOption) -> bool {
     (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER)
 }
 
+/// What forbids to change the filter.
+fn is_lock(option: &SocketOption) -> bool {
+    (option.level, option.name) == (libc::SOL_SOCKET, libc::SO_LOCK_FILTER)
+}
+
 /// Sets what differs, but not the filter. Errors with the option they are of.
 pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), (SocketOption, Errno)> {
     // The numbers of options are those of their level only: IPV6_V6ONLY is SO_ATTACH_FILTER of another.
     // An empty value is that of an option that the socket did not have, and cannot always be set.
-    for option in options.iter().filter(|option| !is_filter(option) && !option.value.is_empty()) {
+    let at_once = |option: &&SocketOption| !is_filter(option) && !is_lock(option) && !option.value.is_empty();
+    for option in options.iter().filter(at_once) {
         let now = socket::option(fd, option.level, option.name, option.value.len().max(16));
         if now.as_ref() == Ok(&option.value) {
             continue;
@@ -266,10 +277,12 @@ pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), 
     Ok(())
 }
 
-/// Sets the filter, once all data is in place.
+/// Sets the filter, once all data is in place, and what locks it.
 pub(super) fn apply_filter(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), Errno> {
     let filter = options.iter().find(|option| is_filter(option));
-    filter.map_or(Ok(()), |option| socket::set_filter(fd, &option.value))
+    filter.map_or(Ok(()), |option| socket::set_filter(fd, &option.value))?;
+    let lock = options.iter().find(|option| is_lock(option) && option.value.iter().any(|byte| *byte != 0));
+    lock.map_or(Ok(()), |option| set(fd, option))
 }
 
 fn set(fd: BorrowedFd<'_>, option: &SocketOption) -> Result<(), Errno> {
