@@ -157,7 +157,7 @@ pub fn script_with(
     ground.clear(kept.iter().flatten().copied(), &mut script);
     ground.place(space, &mut script)?;
     set_mm_map(space, &mut script);
-    rings::map(space, ground, &mut script);
+    rings::map(space, ground, kept.iter().flatten().copied(), &mut script);
     maps::attach_segments(space, objects, &mut script)?;
     let mut filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();

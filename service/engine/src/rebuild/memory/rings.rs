@@ -12,10 +12,16 @@ use nix::libc;
 use super::ground::{Ground, LOWEST, TASK_SIZE};
 use super::{Arg, FdRef, Script, v};
 
-/// Maps all rings, while nothing but the kernel's own mappings and the runner is there.
-pub(super) fn map(space: &SpaceRecord, ground: &Ground, script: &mut Script) {
+/// Maps all rings, while nothing but the kernel's own mappings, the runner, and what is `kept` is there.
+pub(super) fn map(
+    space: &SpaceRecord,
+    ground: &Ground,
+    kept: impl Iterator<Item = AddrRange>,
+    script: &mut Script,
+) {
     let mut there = ground.placed(space);
     there.push(ground.runner);
+    there.extend(kept);
     for mapping in &space.mappings {
         let MappingKind::Ring { ring, offset } = mapping.kind else { continue };
         there.push(AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) });
