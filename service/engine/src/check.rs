@@ -17,16 +17,24 @@ use crate::storage::{self, Place, Subvolume};
 /// A watchdog that is nearer to the window than this many times its length may fire because of it.
 const WATCHDOG_MARGIN: u32 = 4;
 
+/// How often a group is looked at whose first look finds errors, and the time between the looks.
+const LOOKS: usize = 4;
+const BETWEEN: Duration = Duration::from_millis(5);
+
 /// The group's subvolumes, and all problems of the group as it is now. Since the group runs on, a process may be looked at while it
-/// begins or ends; so an error counts only if a second look finds it too.
+/// begins or ends, and a server while it accepts and closes; so an error counts only if every one of a few looks finds it.
 pub fn group(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>, Vec<Problem>), Error> {
-    let (subvolumes, first) = look(place, group, units)?;
-    if first.iter().all(|p| p.severity == Severity::Warning) {
-        return Ok((subvolumes, first));
+    let (mut subvolumes, mut problems) = look(place, group, units)?;
+    for _ in 1..LOOKS {
+        if problems.iter().all(|p| p.severity == Severity::Warning) {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+        let before = std::mem::take(&mut problems);
+        (subvolumes, problems) = look(place, group, units)?;
+        let same = |a: &Problem, b: &Problem| (&a.code, a.pid, &a.object) == (&b.code, b.pid, &b.object);
+        problems.retain(|p| p.severity == Severity::Warning || before.iter().any(|b| same(b, p)));
     }
-    let (subvolumes, mut problems) = look(place, group, units)?;
-    let same = |a: &Problem, b: &Problem| (&a.code, a.pid, &a.object) == (&b.code, b.pid, &b.object);
-    problems.retain(|p| p.severity == Severity::Warning || first.iter().any(|f| same(f, p)));
     Ok((subvolumes, problems))
 }
 
