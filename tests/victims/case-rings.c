@@ -357,6 +357,13 @@ CASE(ring_mapping_kept_from_children)
 
 static volatile int enough;
 static unsigned long written;
+/* Submits what is in the queue, and waits for a completion. */
+static int submit(struct ring *r)
+{
+	fill(r);
+	return enter(r, r->next - *r->head, 1) >= 0 || errno == EINTR;
+}
+
 static unsigned char stamp[BLOCKS], holds_block[1024], *buffers[DEPTH], *places;
 
 /* Writes block after block past the page cache, as many at a time as there are buffers, until it is enough; remembers what must be there. */
@@ -379,8 +386,7 @@ static void *writes(void *ring)
 			sqe->fd = fd, sqe->addr = (uintptr_t)buffers[i], sqe->len = BLOCK, sqe->off = (uint64_t)block_of[i] * BLOCK;
 			is_busy[i] = 1, busy++, next++;
 		}
-		fill(r);
-		if (enter(r, r->next - *r->head, 1) < 0 && errno != EINTR)
+		if (!submit(r))
 			return NULL;
 		while (*r->cq_head != __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE)) {
 			struct done cqe = reap(r);
@@ -438,8 +444,7 @@ static void *reads_blocks(void *ring)
 			holds_block[next % PLACES] = 0;
 			is_busy[next % PLACES] = 1, busy++, next++;
 		}
-		fill(r);
-		if (enter(r, r->next - *r->head, 1) < 0 && errno != EINTR)
+		if (!submit(r))
 			return NULL;
 		while (*r->cq_head != __atomic_load_n(r->cq_tail, __ATOMIC_ACQUIRE)) {
 			struct done cqe = reap(r);

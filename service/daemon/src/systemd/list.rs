@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use ckpt_engine::{Error, Group, Unit};
-use futures_util::StreamExt;
-use futures_util::try_join;
+use futures_util::{StreamExt, try_join};
 
 use super::bridge::{Bridge, failed};
 use super::generator;
@@ -104,17 +103,19 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
     let service = bridge.service(name).await?;
     let unit = bridge.unit(name).await?;
     let of = |e: zbus::Error| failed(name, &e);
-    let (main_pid, runtime, kind, private_tmp, private_users, watchdog) = try_join!(
-        service.main_pid(),
-        service.runtime_directory(),
-        service.kind(),
-        service.private_tmp(),
-        service.private_users(),
-        service.watchdog_usec(),
-    )
-    .map_err(of)?;
-    let (id, cgroup, active_state) =
-        try_join!(unit.id(), service.control_group(), unit.active_state()).map_err(of)?;
+    let (id, active_state, cgroup, main_pid, runtime, kind, private_tmp, private_users, watchdog) =
+        try_join!(
+            unit.id(),
+            unit.active_state(),
+            service.control_group(),
+            service.main_pid(),
+            service.runtime_directory(),
+            service.kind(),
+            service.private_tmp(),
+            service.private_users(),
+            service.watchdog_usec(),
+        )
+        .map_err(of)?;
     let main_pid = i32::try_from(main_pid).unwrap_or(0);
     Ok(Unit {
         // A unit may have been named by an alias (redis.service): one unit has one name.

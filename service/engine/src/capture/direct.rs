@@ -6,31 +6,23 @@
 //! So they are not looked at in rounds while they run. In the window no thread is in a call and no request is under way, so what is
 //! armed there is armed for good.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
 use ckpt_sys::descriptor::fdinfo;
+use ckpt_sys::proc_file;
 use nix::libc;
+
+use crate::kinds;
 
 /// Whether a process has something open by which that may happen.
 pub fn writes_directly(pid: i32) -> bool {
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    entries.flatten().any(|entry| {
-        let Ok(link) = std::fs::read_link(entry.path()) else { return false };
-        match link.as_os_str().as_bytes() {
-            b"anon_inode:[io_uring]" => true,
-            path => {
-                path.starts_with(b"/")
-                    && is_direct(
-                        &Path::new("/proc").join(pid.to_string()).join("fdinfo").join(entry.file_name()),
-                    )
-            }
-        }
+    kinds::numbers(pid).unwrap_or_default().into_iter().any(|fd| {
+        std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|link| {
+            kinds::is_ring(&link) || link.is_absolute() && is_direct(&format!("/proc/{pid}/fdinfo/{fd}"))
+        })
     })
 }
 
-fn is_direct(info: &Path) -> bool {
-    let info = std::fs::read_to_string(info).ok().and_then(|text| fdinfo::parse(&text).ok());
+fn is_direct(info: &str) -> bool {
+    let info = proc_file::read_text(info).ok().and_then(|text| fdinfo::parse(&text).ok());
     info.is_some_and(|info| info.flags & libc::O_DIRECT as u32 != 0)
 }
 

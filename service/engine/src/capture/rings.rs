@@ -9,7 +9,7 @@
 //! would tell of a write that the snapshot does not have. New ones are not made, since no thread runs.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use ckpt_image::records::UnitRecord;
@@ -25,6 +25,7 @@ use nix::sys::stat::fstat;
 use super::member::refusal;
 use super::{Member, Members};
 use crate::Problem;
+use crate::kinds;
 use crate::kinds::io_uring::under_way;
 
 /// Requests to disks end within this, or it takes another attempt.
@@ -123,15 +124,14 @@ fn of_member(
 /// The rings that a process has open.
 fn rings_of(pid: i32) -> Vec<Ring> {
     let Ok(process) = descriptor::open_process(pid) else { return Vec::new() };
-    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    let is_ring = |path: &std::path::Path| {
-        std::fs::read_link(path).is_ok_and(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    let is_ring = |number: &RawFd| {
+        std::fs::read_link(format!("/proc/{pid}/fd/{number}")).is_ok_and(|link| kinds::is_ring(&link))
     };
-    entries
-        .flatten()
-        .filter(|entry| is_ring(&entry.path()))
-        .filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
+    kinds::numbers(pid)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(is_ring)
+        .filter_map(|number| {
             let fd = descriptor::take(process.as_fd(), number).ok()?;
             let ino = fstat(&fd).ok()?.st_ino;
             Some(Ring { fd, number, ino })

@@ -26,7 +26,7 @@ use super::{Files, Freezer, Objects, Precopy};
 use super::{rings, sysv};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
-use crate::error::{Error, with_sources};
+use crate::error::Error;
 use crate::kinds::{self, Depth, DescriptorCapture};
 use crate::members::living_task;
 use crate::storage::Subvolume;
@@ -131,15 +131,14 @@ impl Capture {
     /// Waits until nothing is under way in the rings of io_uring(7) that members had shortly before the window: before anything is captured, and
     /// before the snapshots. What still is under way is returned.
     ///
-    /// Errors: NotCheckpointable.
+    /// Errors: NotCheckpointable; FreezeTimeout past the deadline.
     pub fn quiet(&mut self, members: &mut Members, deadline: Deadline) -> Result<Vec<Problem>, Error> {
         let with_rings = self.plan.with_rings();
         if with_rings.is_empty() {
             return Ok(Vec::new());
         }
-        let quiet = rings::wait(members, &self.units, &with_rings, deadline).map_err(|e| {
-            Error::Failed(format!("look at the rings of {}: {}", self.group, with_sources(&e)))
-        })?;
+        let quiet = rings::wait(members, &self.units, &with_rings, deadline)
+            .map_err(|e| spaces::failed(&self.group, e))?;
         refuse(&self.group, &quiet.refused)?;
         self.quiet_rings = quiet.rings;
         Ok(quiet.busy)

@@ -27,7 +27,8 @@ use crate::{Problem, Severity};
 
 mod table;
 
-use table::{add_posix_locks, numbers, raise_descriptor_limit, sockets_of};
+pub(crate) use table::numbers;
+use table::{add_posix_locks, raise_descriptor_limit, sockets_of};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

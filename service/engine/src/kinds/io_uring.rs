@@ -9,6 +9,7 @@
 //! memory is then what it was: what is not read yet, what is not submitted yet, what lies in entries.
 
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use ckpt_image::records::{DescriptionKind, DescriptionRecord, IoUringRecord};
 use ckpt_sys::io_uring::{self, Hidden, Layout, Mapped, Shape, Told};
@@ -67,6 +68,11 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         rings,
         sqes,
     }))
+}
+
+/// Whether a link of /proc/PID/fd, or a name in maps, is a ring's.
+pub fn is_ring(name: &Path) -> bool {
+    name.as_os_str() == "anon_inode:[io_uring]"
 }
 
 /// What a ring must not have, whatever it does.

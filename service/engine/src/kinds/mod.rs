@@ -52,7 +52,9 @@ mod unix_socket;
 
 pub use terminal::Controlling;
 
+pub(crate) use collect::numbers;
 pub use collect::{Captured, Depth, DescriptorCapture};
+pub use io_uring::is_ring;
 pub use message_queue::OpenQueue;
 
 use nix::errno::Errno;

@@ -25,6 +25,9 @@ use crate::track::Chain;
 /// How often a checkpoint is begun anew because a unit has ended meanwhile, and how long systemd gets to notice.
 const ATTEMPTS: u32 = 5;
 const NOTICED: Duration = Duration::from_millis(50);
+/// How often the window is opened where requests of io_uring(7) are under way, and how long they get between.
+const WINDOWS: u32 = 5;
+const UNDER_WAY: Duration = Duration::from_millis(50);
 
 /// Takes a checkpoint of a group: of the units that run at its instant.
 pub fn run(
@@ -130,14 +133,14 @@ fn quiet(
     mut last: impl FnMut() -> Result<(), Error>,
 ) -> Result<Still, Error> {
     let mut problems = Vec::new();
-    for _ in 0..ATTEMPTS {
+    for _ in 0..WINDOWS {
         let mut still = window.begin(&mut last)?;
         problems = capture.quiet(&mut still.members, still.deadline)?;
         if problems.is_empty() {
             return Ok(still);
         }
         still.end()?;
-        std::thread::sleep(NOTICED);
+        std::thread::sleep(UNDER_WAY);
     }
     Err(Error::NotCheckpointable { group: window.group.into(), problems })
 }

@@ -8,7 +8,7 @@ use ckpt_sys::inject::Live;
 use ckpt_sys::maps::Mapping;
 use ckpt_sys::pagemap::{Found, Pagemap, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
-use ckpt_sys::{AddrRange, Error as SysError, VirtAddr, protect};
+use ckpt_sys::{AddrRange, Error as SysError, protect};
 use nix::unistd::Pid;
 
 use super::{Tracker, Watch};
@@ -92,10 +92,7 @@ fn common(one: &[AddrRange], other: &[AddrRange]) -> Vec<AddrRange> {
     let mut both = Vec::new();
     let (mut a, mut b) = (one.iter().peekable(), other.iter().peekable());
     while let (Some(x), Some(y)) = (a.peek(), b.peek()) {
-        let (start, end) = (x.start.max(y.start), x.end.min(y.end));
-        if start < end {
-            both.push(AddrRange { start, end });
-        }
+        both.extend(x.common(**y));
         if x.end <= y.end {
             a.next();
         } else {
@@ -107,27 +104,13 @@ fn common(one: &[AddrRange], other: &[AddrRange]) -> Vec<AddrRange> {
 
 /// What of an ascending list is not in a part of it.
 fn without(all: &[AddrRange], part: &[AddrRange]) -> Vec<AddrRange> {
-    let mut rest = Vec::new();
-    let mut part = part.iter().peekable();
-    for range in all {
-        let mut start = range.start;
-        let mut add = |start: VirtAddr, end: VirtAddr| {
-            if start < end {
-                rest.push(AddrRange { start, end });
-            }
-        };
-        while let Some(taken) = part.next_if(|taken| taken.end <= range.end) {
-            add(start, taken.start);
-            start = taken.end;
-        }
-        add(start, range.end);
-    }
-    rest
+    all.iter().flat_map(|range| range.without(part)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ckpt_sys::VirtAddr;
 
     fn ranges(list: &[(u64, u64)]) -> Vec<AddrRange> {
         list.iter().map(|(a, b)| AddrRange { start: VirtAddr(*a), end: VirtAddr(*b) }).collect()

@@ -3,8 +3,8 @@
 
 use super::{FILE, Found, GUARD, Masks, PRESENT, Pagemap, SWAPPED, Tracked, WATCHED, WRITTEN, Wanted, ZERO};
 use super::{raw, region_range};
+use crate::AddrRange;
 use crate::error::Result;
-use crate::{AddrRange, VirtAddr};
 
 /// Regions of pages that are the process's own, ascending, with what is known of each.
 #[derive(Default)]
@@ -69,9 +69,7 @@ impl Census {
             if region.categories & ZERO != 0 && wanted == Wanted::Own {
                 continue;
             }
-            let AddrRange { start, end } = region_range(region);
-            let (start, end) = (start.0.max(range.start.0), end.0.min(range.end.0));
-            each(region.categories, AddrRange { start: VirtAddr(start), end: VirtAddr(end) });
+            region_range(region).common(range).into_iter().for_each(|part| each(region.categories, part));
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::track::{Chain, Identity};
 use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
-pub use plan::{Plan, Survey, available, is_ring, survey};
+pub use plan::{Plan, Survey, available, survey};
 pub use space::{Before, Looked, SpaceInput};
 pub use write::Copied;
 

@@ -75,9 +75,9 @@ fn look(
 }
 
 /// Whether a mapping is memory of a ring of io_uring(7).
-pub fn is_ring(mapping: &Mapping) -> bool {
+fn is_ring(mapping: &Mapping) -> bool {
     use ckpt_sys::maps::MapName;
-    matches!(&mapping.name, MapName::File { path, .. } if path.as_os_str() == "anon_inode:[io_uring]")
+    matches!(&mapping.name, MapName::File { path, .. } if crate::kinds::is_ring(path))
 }
 
 /// A mapping as problems name it.

@@ -303,20 +303,11 @@ fn runs_of_private(mappings: &[Mapping]) -> Vec<AddrRange> {
 
 /// The mappings without a range; the kernel may have joined it to its neighbours.
 fn without(mappings: Vec<Mapping>, ours: AddrRange) -> Vec<Mapping> {
-    let part = |mapping: &Mapping, start, end| {
-        let range = AddrRange { start, end };
-        (start < end).then(|| Mapping { range, ..mapping.clone() })
+    let rest = |mapping: Mapping| {
+        let parts = mapping.range.without(&[ours]);
+        parts.into_iter().map(move |range| Mapping { range, ..mapping.clone() })
     };
-    mappings
-        .into_iter()
-        .flat_map(|mapping| {
-            let AddrRange { start, end } = mapping.range;
-            if end <= ours.start || ours.end <= start {
-                return vec![mapping];
-            }
-            [part(&mapping, start, ours.start), part(&mapping, ours.end, end)].into_iter().flatten().collect()
-        })
-        .collect()
+    mappings.into_iter().flat_map(rest).collect()
 }
 
 /// The pages that injected calls run on: ours, made anew by the next checkpoint that needs them.

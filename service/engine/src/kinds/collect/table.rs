@@ -36,7 +36,7 @@ pub(super) fn add_posix_locks(
 }
 
 /// The descriptors of a process, ascending.
-pub(super) fn numbers(pid: i32) -> Result<Vec<RawFd>, Errno> {
+pub(crate) fn numbers(pid: i32) -> Result<Vec<RawFd>, Errno> {
     let failed = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {

@@ -5,7 +5,7 @@ use ckpt_sys::maps::{MapName, read_maps};
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
-use super::{Script, v};
+use super::{Script, range_of, v};
 use crate::rebuild::Failure;
 
 /// First address above user space on x86_64 with four-level page tables, and what mmap(2) gives without a hint above.
@@ -32,7 +32,7 @@ pub struct Ground {
 }
 
 pub(super) fn overlap(a: AddrRange, b: AddrRange) -> bool {
-    a.start < b.end && b.start < a.end
+    a.common(b).is_some()
 }
 
 impl Ground {
@@ -59,14 +59,7 @@ impl Ground {
         kept.push(self.runner);
         kept.extend(also);
         kept.sort_by_key(|range| range.start);
-        let mut from = VirtAddr(0);
-        for range in kept.into_iter().chain([AddrRange::new(VirtAddr(TASK_SIZE), 0)]) {
-            if from < range.start {
-                let len = range.start.0 - from.0;
-                script.must(libc::SYS_munmap, [v(from.0), v(len), v(0), v(0), v(0), v(0)]);
-            }
-            from = from.max(range.end);
-        }
+        AddrRange::new(VirtAddr(0), TASK_SIZE).without(&kept).into_iter().for_each(|gone| script.unmap(gone));
     }
 
     /// Moves the kernel's mappings to where the image has them, through a third place if old and new overlap. Where the image
@@ -112,10 +105,10 @@ impl Ground {
     }
 
     fn out_of_the_way(&self, space: &SpaceRecord) -> Result<(), Failure> {
-        let hit = space.mappings.iter().any(|m| {
-            let range = AddrRange { start: VirtAddr(m.start), end: VirtAddr(m.end) };
-            self.special.iter().any(|special| overlap(special.range, range))
-        });
+        let hit = space
+            .mappings
+            .iter()
+            .any(|m| self.special.iter().any(|special| overlap(special.range, range_of(m))));
         match hit {
             true => Err(Failure::unsupported("a process without a vDSO has memory where the vDSO lies now")),
             false => Ok(()),
@@ -125,8 +118,7 @@ impl Ground {
     /// An address with room for all kernel mappings that nothing uses, neither now nor in the image.
     fn gap(&self, space: &SpaceRecord, wanted: &[Special]) -> Result<VirtAddr, Failure> {
         let len: u64 = wanted.iter().map(|special| special.range.len()).sum();
-        let image =
-            space.mappings.iter().map(|m| AddrRange { start: VirtAddr(m.start), end: VirtAddr(m.end) });
+        let image = space.mappings.iter().map(range_of);
         let ours = self.special.iter().chain(wanted).map(|special| special.range);
         free_range(image.chain(ours).chain([self.runner]), len)
             .ok_or_else(|| Failure::not_restorable("there is no free address"))
@@ -152,7 +144,7 @@ fn wanted(space: &SpaceRecord) -> Vec<Special> {
         .mappings
         .iter()
         .filter_map(|mapping| {
-            let range = AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) };
+            let range = range_of(mapping);
             match mapping.kind {
                 MappingKind::Vdso => Some(Special { range, vdso: true }),
                 MappingKind::Vvar => Some(Special { range, vdso: false }),

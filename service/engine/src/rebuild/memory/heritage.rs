@@ -13,10 +13,10 @@ use ckpt_image::records::{
     GroupImage, MappingKind, MappingRecord, ObjectRecord, Pid, ProcessRecord, SpaceId, SpaceRecord,
 };
 use ckpt_image::{PageReader, Place, Run};
-use ckpt_sys::{AddrRange, VirtAddr};
+use ckpt_sys::AddrRange;
 use nix::libc;
 
-use super::{Ground, PAGE, Script, fill, ground, maps, v};
+use super::{Ground, PAGE, Script, fill, ground, maps, range_of, v};
 use crate::error::with_sources;
 use crate::rebuild::Failure;
 use crate::rebuild::tree::{Plan, Step};
@@ -130,7 +130,7 @@ impl Left {
     pub(super) fn kept(&self, mapping: &MappingRecord) -> Vec<AddrRange> {
         let Some(area) = heritable(mapping) else { return Vec::new() };
         let same = self.areas.iter().filter(|other| other.kind == area.kind);
-        same.filter_map(|other| common(other.range, area.range)).collect()
+        same.filter_map(|other| other.range.common(area.range)).collect()
     }
 
     /// Of the pages of a mapping those that have to be read.
@@ -175,7 +175,7 @@ fn stage(
 ) -> (Script, Left) {
     let mut script = Script::default();
     let mut staged = Left { areas: Vec::new(), present: wanted.clone(), alike: wanted.clone() };
-    let (mut mappings, mut filled, mut all_kept) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut mappings, mut filled, mut all_kept) = (Vec::new(), Vec::new(), Vec::<AddrRange>::new());
     for mapping in &space.mappings {
         let Some(area) = heritable(mapping) else { continue };
         let runs = fill::those(&fill::runs(space.id, mapping, pages), wanted, true);
@@ -187,9 +187,9 @@ fn stage(
         staged.areas.push(area);
         mappings.push((mapping, kept, runs));
     }
-    for area in &left.areas {
-        unmap_rest(area.range, &all_kept, &mut script);
-    }
+    all_kept.sort_by_key(|kept| kept.start);
+    let gone = left.areas.iter().flat_map(|area| area.range.without(&all_kept));
+    gone.for_each(|range| script.unmap(range));
     for (mapping, kept, runs) in &mappings {
         maps::map(space, mapping, (true, kept), objects, &mut script);
         let runs = left.unlike(runs);
@@ -199,19 +199,6 @@ fn stage(
     fill::fill(&filled, &mut script);
     script.filled = filled.into_iter().flatten().collect();
     (script, staged)
-}
-
-/// Unmaps what of a range is not kept.
-fn unmap_rest(range: AddrRange, kept: &[AddrRange], script: &mut Script) {
-    let mut inside: Vec<AddrRange> = kept.iter().filter_map(|kept| common(*kept, range)).collect();
-    inside.sort_by_key(|kept| kept.start);
-    let mut at = range.start;
-    for kept in inside.into_iter().chain([AddrRange::new(range.end, 0)]) {
-        if at < kept.start {
-            script.must(libc::SYS_munmap, [v(at.0), v(kept.start.0 - at.0), v(0), v(0), v(0), v(0)]);
-        }
-        at = at.max(kept.end);
-    }
 }
 
 /// The pages that two spaces have alike in memory that can be inherited.
@@ -231,7 +218,7 @@ fn pages_alike(
     for area in areas(space) {
         let from = theirs.partition_point(|other| other.range.end <= area.range.start);
         for other in theirs[from..].iter().take_while(|other| other.range.start < area.range.end) {
-            let Some(range) = common(area.range, other.range).filter(|_| area.kind == other.kind) else {
+            let Some(range) = area.range.common(other.range).filter(|_| area.kind == other.kind) else {
                 continue;
             };
             compare(space.id, maker.id, range, pages, &mut alike)?;
@@ -280,13 +267,8 @@ fn heritable(mapping: &MappingRecord) -> Option<Area> {
         || flags.wipe_on_fork
         || mapping.shared
         || mapping.kind != MappingKind::Anonymous;
-    let range = AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) };
+    let range = range_of(mapping);
     (!other).then_some(Area { range, kind: (flags.huge, flags.no_huge, flags.no_reserve) })
-}
-
-fn common(a: AddrRange, b: AddrRange) -> Option<AddrRange> {
-    let range = AddrRange { start: a.start.max(b.start), end: a.end.min(b.end) };
-    (range.start < range.end).then_some(range)
 }
 
 fn record(image: &GroupImage, space: SpaceId) -> Option<&SpaceRecord> {

@@ -4,7 +4,7 @@ use ckpt_image::records::{MappingKind, MappingRecord, ObjectId, ObjectKind, Obje
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
 
-use super::{Arg, Blob, FdRef, Script, v};
+use super::{Arg, Blob, FdRef, Script, range_of, v};
 use crate::rebuild::Failure;
 
 /// Linux 6.11.
@@ -56,16 +56,12 @@ pub(super) fn attach_segments(
             flags |= SHM_EXEC;
         }
         script.exactly(libc::SYS_shmat, [v(shmid as u64), v(base), v(flags), v(0), v(0), v(0)], base);
-        let mut at = base;
         let inside = space.mappings.iter().filter(|other| {
             other.kind == (MappingKind::Object { object, offset: other.start.wrapping_sub(base) })
         });
-        for range in inside.map(|other| (other.start, other.end)).chain([(end, end)]) {
-            if at < range.0 {
-                script.must(libc::SYS_munmap, [v(at), v(range.0 - at), v(0), v(0), v(0), v(0)]);
-            }
-            at = range.1;
-        }
+        let inside: Vec<_> = inside.map(range_of).collect();
+        let whole = AddrRange { start: VirtAddr(base), end: VirtAddr(end) };
+        whole.without(&inside).into_iter().for_each(|gone| script.unmap(gone));
     }
     Ok(())
 }
@@ -108,14 +104,9 @@ pub(super) fn map(
         how |= u64::from(flags.hugetlb.trailing_zeros()) << libc::MAP_HUGE_SHIFT;
     }
     let prot = if filled { libc::PROT_READ | libc::PROT_WRITE } else { mapping.prot as i32 };
-    let mut at = mapping.start;
-    let end = AddrRange::new(VirtAddr(mapping.end), 0);
-    for range in kept.iter().chain([&end]) {
-        if at < range.start.0 {
-            let args = [v(at), v(range.start.0 - at), v(prot as u64), v(how), fd, v(offset)];
-            script.exactly(libc::SYS_mmap, args, at);
-        }
-        at = range.end.0;
+    for part in range_of(mapping).without(kept) {
+        let args = [v(part.start.0), v(part.len()), v(prot as u64), v(how), fd, v(offset)];
+        script.exactly(libc::SYS_mmap, args, part.start.0);
     }
     // Before it is filled: the pages come as they were.
     if flags.huge {

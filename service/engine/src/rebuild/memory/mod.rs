@@ -26,7 +26,8 @@ use std::collections::BTreeSet;
 
 use ckpt_image::PageReader;
 use ckpt_image::records::{
-    DescriptionId, FileId, LayoutRecord, ObjectId, ObjectRecord, SemaphoreSetRecord, SpaceRecord,
+    DescriptionId, FileId, LayoutRecord, MappingRecord, ObjectId, ObjectRecord, SemaphoreSetRecord,
+    SpaceRecord,
 };
 use ckpt_sys::{AddrRange, VirtAddr};
 use nix::libc;
@@ -38,6 +39,11 @@ pub use heritage::{Heritage, Left};
 pub use run::Run;
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
+
+/// Where a mapping lies.
+fn range_of(mapping: &MappingRecord) -> AddrRange {
+    AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) }
+}
 
 /// A system call to be made inside a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,7 +209,7 @@ fn check(space: &SpaceRecord, ground: &Ground) -> Result<(), Failure> {
             return Err(Failure::corrupt("its addresses are not right").of_object(object()));
         }
         end = mapping.end;
-        let range = AddrRange { start: VirtAddr(mapping.start), end: VirtAddr(mapping.end) };
+        let range = range_of(mapping);
         if ground::overlap(range, ground.runner) {
             let text = "the restore needs the same addresses for itself";
             return Err(Failure::not_restorable(text).of_object(object()));
@@ -301,6 +307,10 @@ impl Script {
 
     fn must(&mut self, nr: i64, args: [Arg; 6]) {
         self.calls.push(Call { nr, args, must: Expect::Success });
+    }
+
+    fn unmap(&mut self, range: AddrRange) {
+        self.must(libc::SYS_munmap, [v(range.start.0), v(range.len()), v(0), v(0), v(0), v(0)]);
     }
 
     fn exactly(&mut self, nr: i64, args: [Arg; 6], value: u64) {
