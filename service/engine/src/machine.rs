@@ -1,5 +1,7 @@
 //! The machine a checkpoint is taken or restored on: its kernel and its clocks.
 
+use std::sync::OnceLock;
+
 use ckpt_image::records::{ClockRecord, KernelRecord, UnitClocks};
 use ckpt_sys::nursery;
 use ckpt_sys::time_namespace::Offsets;
@@ -9,8 +11,16 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, with_sources};
 
-/// The kernel that runs. `xcr0` is left 0: it is that of a member's extended state.
+/// The kernel that runs. `xcr0` is left 0: it is that of a member's extended state. It stays the same for as long as we run.
 pub fn kernel() -> Result<KernelRecord, Error> {
+    static KERNEL: OnceLock<KernelRecord> = OnceLock::new();
+    match KERNEL.get() {
+        Some(kernel) => Ok(kernel.clone()),
+        None => look().map(|kernel| KERNEL.get_or_init(|| kernel).clone()),
+    }
+}
+
+fn look() -> Result<KernelRecord, Error> {
     let name = uname().map_err(|e| Error::io("uname", e))?;
     let boot_id = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(boot_id).map_err(|e| Error::io(format!("read {boot_id}"), e))?;

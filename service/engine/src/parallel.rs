@@ -1,7 +1,11 @@
 //! The same work on many things, on all processors: for what is short but stands between a group and its next instruction.
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
+
+/// Asked for once: std reads the cgroup, the table of mounts and the quota for each answer.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
 
 /// Does `work` on every item; the results come in the order of the items. Threads take on the scheduling of the calling one, which
 /// works too. With fewer than `least` items each, another thread would cost more than it gains.
@@ -12,8 +16,7 @@ pub fn map<T: Sync, R: Send>(items: &[T], least: usize, work: impl Fn(&T) -> R +
 
 /// The same with items that change.
 pub fn map_mut<T: Send, R: Send>(items: &mut [T], least: usize, work: impl Fn(&mut T) -> R + Sync) -> Vec<R> {
-    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let helpers = processors.min(items.len() / least.max(1)).saturating_sub(1);
+    let helpers = PROCESSORS.min(items.len() / least.max(1)).saturating_sub(1);
     if helpers == 0 {
         return items.iter_mut().map(work).collect();
     }

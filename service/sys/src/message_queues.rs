@@ -54,7 +54,7 @@ fn exists(op: &'static str) -> Error {
 
 /// All queues, without what is in them.
 pub fn queues() -> Result<Vec<MessageQueue>> {
-    let text = std::fs::read_to_string(LIST).map_err(|e| Error::io("read", LIST, &e))?;
+    let text = crate::proc_file::read_text(LIST).map_err(|e| Error::io("read", LIST, &e))?;
     Ok(parse_list(&text))
 }
 

@@ -1,6 +1,7 @@
 //! Which pages of a process are its own: PAGEMAP_SCAN (Linux 6.7, ioctl_pagemap_scan(2)) on /proc/PID/pagemap.
 
 mod census;
+mod written;
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -14,7 +15,7 @@ use nix::unistd::Pid;
 use crate::error::{Error, Result, Subject};
 use crate::{AddrRange, VirtAddr};
 
-pub use census::Census;
+pub use census::{Census, Span};
 
 /// _IOWR('f', 16, struct pm_scan_arg).
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
@@ -159,21 +160,6 @@ impl Pagemap {
         self.walk(range, masks, |region, parts| {
             parts.iter().for_each(|part| found.add(region.categories, *part));
         })
-    }
-
-    /// The wanted pages of `range` that are watched and were written, appended to `written`; each is armed at the instant at
-    /// which it is looked at. What is not watched is passed over.
-    pub fn take_written(
-        &mut self,
-        range: AddrRange,
-        wanted: Wanted,
-        written: &mut Vec<AddrRange>,
-    ) -> Result<()> {
-        let masks = |guards| {
-            let masks = Masks::of(wanted).without_guards(guards);
-            Masks { flags: PROTECT, all: WRITTEN, ..masks }
-        };
-        self.walk(range, masks, |_, parts| parts.iter().for_each(|part| part.append_to(written)))
     }
 
     /// The same as [`Pagemap::tracked`] for /proc/PID/clear_refs: bit 55 of a page's entry is set by the first write after it.
@@ -378,8 +364,8 @@ mod tests {
         assert_eq!(with_zero.pages, [three]);
 
         // The same of a walk over more than that.
-        let around = AddrRange::new(VirtAddr(first - 16 * PAGE), whole.len() + 32 * PAGE);
-        let census = map.census(&[around]).unwrap();
+        let range = AddrRange::new(VirtAddr(first - 16 * PAGE), whole.len() + 32 * PAGE);
+        let census = map.census(&[Span { range, watched: false }]).unwrap();
         for (range, wanted) in [(whole, Wanted::Own), (three, Wanted::OwnOrZero)] {
             let (mut found, mut again) = (Found::default(), Found::default());
             map.scan(range, wanted, &mut found).unwrap();

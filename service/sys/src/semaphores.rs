@@ -30,7 +30,7 @@ fn fail(op: &'static str) -> Error {
 
 /// All sets. One that is removed meanwhile is left out.
 pub fn sets() -> Result<Vec<SemaphoreSet>> {
-    let text = std::fs::read_to_string(LIST).map_err(|e| Error::io("read", LIST, &e))?;
+    let text = crate::proc_file::read_text(LIST).map_err(|e| Error::io("read", LIST, &e))?;
     let mut sets = Vec::new();
     for (mut set, count) in parse_list(&text) {
         set.values = vec![0; count];

@@ -195,3 +195,99 @@ fn take(process: &OwnedFd, number: i32, time: Duration) -> Option<OwnedFd> {
         std::thread::sleep(Duration::from_micros(20));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VirtAddr;
+    use crate::pagemap::{Pagemap, Span, Tracked, Wanted};
+
+    const PAGE: u64 = 4096;
+    const PAGES: u64 = 3000;
+
+    /// One of this process itself; `None` where the kernel does not have it.
+    fn of_ourselves() -> Option<WriteWatch> {
+        // SAFETY: takes flags only, gives a new descriptor or an error.
+        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) }).ok()?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let mut api = request();
+        // SAFETY: api is a valid uffdio_api that outlives the call.
+        Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }).ok()?;
+        Some(WriteWatch { pid: Pid::this(), fd })
+    }
+
+    /// What both ways of taking a census tell of a range.
+    fn told(map: &mut Pagemap, range: AddrRange) -> [Tracked; 2] {
+        [true, false].map(|watched| {
+            let mut found = Tracked::default();
+            map.census(&[Span { range, watched }]).unwrap().tracked(range, Wanted::Own, &mut found);
+            found
+        })
+    }
+
+    #[test]
+    fn a_look_at_what_may_be_written_tells_the_same_as_one_at_every_page() {
+        let Some(watch) = of_ourselves() else {
+            eprintln!("skipped: no asynchronous write protection here: {:?}", probe());
+            return;
+        };
+        let len = (PAGES * PAGE) as usize;
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new private mapping at an address that the kernel chooses.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
+        assert_ne!(base, libc::MAP_FAILED);
+        let range = AddrRange::new(VirtAddr(base as u64), len as u64);
+        let at = |page: u64| base.wrapping_byte_add((page * PAGE) as usize);
+        let advise = |page, pages: u64, advice| {
+            // SAFETY: advice on pages of the mapping just made, which nothing else uses.
+            unsafe { libc::madvise(at(page), (pages * PAGE) as usize, advice) }
+        };
+        advise(0, PAGES, libc::MADV_NOHUGEPAGE);
+        let mut map = Pagemap::open(Pid::this()).unwrap();
+        let mut seed = 7_u64;
+        let mut random = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let mut written = Vec::new();
+        for step in 0..400 {
+            if step == 20 {
+                watch.register(range).unwrap();
+            }
+            for _ in 0..random(30) {
+                let (page, pages) = (random(PAGES - 40), 1 + random(40));
+                match random(6) {
+                    // SAFETY: reads and writes inside the mapping, which nothing else uses.
+                    0 => drop(unsafe { at(page).cast::<u8>().read_volatile() }),
+                    1 => drop(advise(page, pages, libc::MADV_DONTNEED)),
+                    // SAFETY: as above.
+                    2 => (page..page + pages).for_each(|p| unsafe { at(p).cast::<u8>().write_volatile(1) }),
+                    // SAFETY: as above.
+                    _ => unsafe { at(page).cast::<u8>().write_volatile(2) },
+                }
+            }
+            let [quick, slow] = told(&mut map, range);
+            assert_eq!(quick, slow, "step {step}");
+            assert!(step < 20 || !slow.unwatched);
+            let bytes: u64 = slow.written.iter().map(AddrRange::len).sum();
+            if step >= 20 {
+                assert_eq!(map.written_bytes(range, Wanted::Own).unwrap(), bytes);
+            }
+            match random(3) {
+                0 if step >= 20 => {
+                    written.clear();
+                    map.take_written(range, Wanted::Own, &mut written).unwrap();
+                    assert_eq!(written, slow.written, "step {step}");
+                }
+                1 => map.arm_all(&slow.written, Wanted::Own).unwrap(),
+                _ => continue,
+            }
+            let [quick, slow] = told(&mut map, range);
+            assert_eq!(quick, slow, "armed, step {step}");
+            assert!(step < 20 || slow.written.is_empty());
+        }
+        // SAFETY: the mapping just made, which nothing else uses.
+        unsafe { libc::munmap(base, len) };
+    }
+}

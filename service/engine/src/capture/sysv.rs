@@ -116,7 +116,6 @@ pub fn take(
 /// What the group has in each namespace that a member is in. `members`: unit and pid, in our PID namespace, of each process; one that is gone
 /// meanwhile is left out.
 fn look(members: &[(UnitIndex, i32)]) -> Result<Vec<Namespace>, Error> {
-    let inode = |pid: &str| std::fs::metadata(format!("/proc/{pid}/ns/ipc")).map(|m| m.ino());
     let ours = inode("self").map_err(|e| Error::io("look at /proc/self/ns/ipc", e))?;
     let init = inode("1").unwrap_or(ours);
     let mut namespaces: BTreeMap<u64, (UnitIndex, i32)> = BTreeMap::new();
@@ -342,8 +341,16 @@ fn unattached(text: &str) -> Vec<Segment> {
     text.lines().skip(1).filter_map(line).collect()
 }
 
-/// Does something in a process's IPC namespace, by a thread of its own.
+/// The inode number of a process's IPC namespace.
+fn inode(pid: &str) -> std::io::Result<u64> {
+    std::fs::metadata(format!("/proc/{pid}/ns/ipc")).map(|m| m.ino())
+}
+
+/// Does something in a process's IPC namespace, by a thread of its own where that is not ours.
 fn within<T: Send>(pid: i32, deed: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    if inode(&pid.to_string()).is_ok_and(|theirs| inode("self").is_ok_and(|ours| ours == theirs)) {
+        return Ok(deed());
+    }
     let failed = |e: std::io::Error| Error::io(format!("look at the System V objects of pid {pid}"), e);
     let namespace = File::open(format!("/proc/{pid}/ns/ipc")).map_err(failed)?;
     let done = std::thread::scope(|scope| {

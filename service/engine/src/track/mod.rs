@@ -24,7 +24,7 @@ use std::sync::Arc;
 use ckpt_image::Tracker as Kind;
 use ckpt_sys::inject::Live;
 use ckpt_sys::maps::Mapping;
-use ckpt_sys::pagemap::{Tracked, Wanted};
+use ckpt_sys::pagemap::{Span, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, Error as SysError};
 
@@ -58,10 +58,10 @@ pub trait Watch: Send + Debug {
     /// The first call in the window, of the member that is stopped and prepared.
     fn enter(&mut self, _live: &Live) {}
 
-    /// The second: looks at all that [`Watch::take`] will be asked for, ranges that hold mappings of any kind.
+    /// The second: looks at all that [`Watch::take`] will be asked for.
     ///
     /// Errors: the kernel's.
-    fn look(&mut self, _ranges: &[AddrRange]) -> Result<(), SysError> {
+    fn look(&mut self, _spans: &[Span]) -> Result<(), SysError> {
         Ok(())
     }
 

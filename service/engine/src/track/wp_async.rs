@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use ckpt_image::Tracker as Kind;
 use ckpt_sys::inject::Live;
 use ckpt_sys::maps::Mapping;
-use ckpt_sys::pagemap::{Census, Pagemap, Tracked, Wanted};
+use ckpt_sys::pagemap::{Census, Pagemap, Span, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::write_watch::{self, WriteWatch};
 use ckpt_sys::{AddrRange, Error as SysError};
@@ -47,7 +47,6 @@ impl Tracker for WpAsync {
             pagemap: Pagemap::open(pid)?,
             census: Census::default(),
             seen: HashSet::new(),
-            scrap: Vec::new(),
             _watched,
         })))
     }
@@ -65,7 +64,6 @@ struct Space {
     census: Census,
     /// Mappings that were registered as a whole.
     seen: HashSet<AddrRange>,
-    scrap: Vec<AddrRange>,
     _watched: Watched,
 }
 
@@ -77,10 +75,10 @@ impl Space {
 }
 
 impl Watch for Space {
-    fn look(&mut self, ranges: &[AddrRange]) -> Result<(), SysError> {
+    fn look(&mut self, spans: &[Span]) -> Result<(), SysError> {
         // It is of the address space that it was opened on: after an exec it would show the old one.
         self.pagemap = Pagemap::open(self.pid)?;
-        self.census = self.pagemap.census(ranges)?;
+        self.census = self.pagemap.census(spans)?;
         Ok(())
     }
 
@@ -92,10 +90,7 @@ impl Watch for Space {
             self.seen.remove(&range);
             self.register(range);
         }
-        if !here.written.is_empty() {
-            self.scrap.clear();
-            self.pagemap.take_written(range, wanted, &mut self.scrap)?;
-        }
+        self.pagemap.arm_all(&here.written, wanted)?;
         found.written.append(&mut here.written);
         found.clean.append(&mut here.clean);
         found.guards.append(&mut here.guards);
@@ -131,9 +126,7 @@ impl Watch for Space {
         if !self.seen.contains(&mapping.range) {
             return 0;
         }
-        let mut found = Tracked::default();
         // A mapping that is gone was not written either.
-        let _ = self.pagemap.tracked(mapping.range, Wanted::Own, &mut found);
-        found.written.iter().map(AddrRange::len).sum()
+        self.pagemap.written_bytes(mapping.range, Wanted::Own).unwrap_or(0)
     }
 }

@@ -6,6 +6,16 @@ use super::{raw, region_range};
 use crate::AddrRange;
 use crate::error::Result;
 
+/// A range of which a census is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Ascending, apart from the others. It may hold mappings of any kind.
+    pub range: AddrRange,
+    /// It is one anonymous mapping that [`crate::write_watch`] may watch: of it only what may have been written is looked at page by page,
+    /// and the rest counts as its own, watched and clean. Of a file's mapping a mark without a page would count, too.
+    pub watched: bool,
+}
+
 /// Regions of pages that are the process's own, ascending, with what is known of each.
 #[derive(Default)]
 pub struct Census {
@@ -19,10 +29,29 @@ impl std::fmt::Debug for Census {
 }
 
 impl Pagemap {
-    /// Takes it of `ranges`, ascending; they may hold mappings of any kind. The process must stand still until the last look at it.
+    /// Takes it. The process must stand still until the last look at it.
     ///
     /// Errors: ENOTTY before Linux 6.7.
-    pub fn census(&mut self, ranges: &[AddrRange]) -> Result<Census> {
+    pub fn census(&mut self, spans: &[Span]) -> Result<Census> {
+        let mut regions = Vec::new();
+        for Span { range, watched } in spans {
+            if !watched {
+                self.count(*range, &mut regions)?;
+                continue;
+            }
+            let mut from = range.start;
+            for part in self.may_be_written_if_watched(*range)? {
+                regions.extend(clean(AddrRange { start: from, end: part.start }));
+                self.count(part, &mut regions)?;
+                from = part.end;
+            }
+            regions.extend(clean(AddrRange { start: from, end: range.end }));
+        }
+        Ok(Census { regions })
+    }
+
+    /// Looks at a range page by page.
+    fn count(&mut self, range: AddrRange, regions: &mut Vec<raw::page_region>) -> Result<()> {
         let masks = |guards| {
             let guard = if guards { GUARD } else { 0 };
             Masks {
@@ -33,19 +62,21 @@ impl Pagemap {
                 told: SWAPPED | ZERO | WRITTEN | WATCHED | guard,
             }
         };
-        let mut regions = Vec::new();
-        for range in ranges {
-            self.walk(*range, masks, |region, parts| {
-                let part = |part: &AddrRange| raw::page_region {
-                    start: part.start.0,
-                    end: part.end.0,
-                    categories: region.categories,
-                };
-                regions.extend(parts.iter().map(part));
-            })?;
-        }
-        Ok(Census { regions })
+        self.walk(range, masks, |region, parts| {
+            let part = |part: &AddrRange| raw::page_region {
+                start: part.start.0,
+                end: part.end.0,
+                categories: region.categories,
+            };
+            regions.extend(parts.iter().map(part));
+        })
     }
+}
+
+/// Protected pages, unless there are none.
+fn clean(range: AddrRange) -> Option<raw::page_region> {
+    let region = raw::page_region { start: range.start.0, end: range.end.0, categories: WATCHED };
+    (range.start < range.end).then_some(region)
 }
 
 impl Census {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ckpt_image::Container;
 use ckpt_image::records::{MappingKind, MappingRecord, SpaceId, SpaceRecord};
 use ckpt_sys::maps::{Details, MapName, Mapping, read_maps, read_smaps};
-use ckpt_sys::pagemap::{Census, Found, Pagemap, Tracked, Wanted};
+use ckpt_sys::pagemap::{Census, Found, Pagemap, Span, Tracked, Wanted};
 use ckpt_sys::{AddrRange, VirtAddr};
 use ckpt_sys::{gather::gather, inject};
 use nix::unistd::Pid;
@@ -25,6 +25,8 @@ const WITHOUT_DESCRIPTOR: Refusal = Refusal {
     text: "it is memory of a ring of io_uring(7) that no process of the group has open",
     remedy: "configure the application not to use io_uring",
 };
+/// Bytes of a mapping from which on a look at its pages is not worth taking where the kernel can tell which were written.
+const LARGE: u64 = 1 << 20;
 const MCL_FUTURE: u32 = 2;
 const MCL_ONFAULT: u32 = 4;
 
@@ -70,10 +72,10 @@ impl Before {
     pub fn look(&self, facts: &SpaceFacts, watch: Option<&mut dyn Watch>) -> Result<Looked, MemoryError> {
         let mappings =
             facts.runner.iter().fold(self.mappings(facts.pid)?, |mappings, ours| without(mappings, *ours));
-        let runs = runs_of_private(&mappings);
+        let spans = spans_of_private(&mappings, watch.is_some());
         let census = match watch {
-            Some(watch) => watch.look(&runs).map(|()| Census::default())?,
-            None => Pagemap::open(facts.pid)?.census(&runs)?,
+            Some(watch) => watch.look(&spans).map(|()| Census::default())?,
+            None => Pagemap::open(facts.pid)?.census(&spans)?,
         };
         Ok(Looked { mappings, census })
     }
@@ -291,13 +293,23 @@ fn in_pages(range: &AddrRange) -> (u64, u64) {
     (range.start.0 / PAGE, range.len() / PAGE)
 }
 
-/// Ranges that hold all private mappings below the kernel's own addresses, and of shared ones none: their page tables may be large.
-fn runs_of_private(mappings: &[Mapping]) -> Vec<AddrRange> {
+/// Spans that hold all private mappings below the kernel's own addresses, and of shared ones none: their page tables may be large. Large
+/// anonymous mappings of a space that is `watched` are spans of their own.
+fn spans_of_private(mappings: &[Mapping], watched: bool) -> Vec<Span> {
     let is_private = |mapping: &Mapping| !mapping.shared && mapping.range.end <= VirtAddr(1 << 47);
+    let is_large = |mapping: &Mapping| {
+        let anonymous = mapping.ino == 0 && !matches!(mapping.name, MapName::File { .. });
+        watched && anonymous && mapping.range.len() >= LARGE
+    };
+    let sort = |mapping: &Mapping| (is_private(mapping), is_large(mapping));
     mappings
-        .chunk_by(|one, next| is_private(one) == is_private(next))
+        .chunk_by(|one, next| sort(one) == sort(next) && !is_large(one))
         .filter(|run| run.first().is_some_and(is_private))
-        .filter_map(|run| Some(AddrRange { start: run.first()?.range.start, end: run.last()?.range.end }))
+        .filter_map(|run| {
+            let (first, last) = (run.first()?, run.last()?);
+            let range = AddrRange { start: first.range.start, end: last.range.end };
+            Some(Span { range, watched: is_large(first) })
+        })
         .collect()
 }
 
@@ -384,8 +396,22 @@ mod tests {
         let text = b"1000-2000 r--p 00000000 00:00 0 \n3000-5000 rw-p 00000000 00:00 0 \n5000-9000 rw-s 00000000 00:00 0 \n\
                      9000-a000 rw-p 00000000 00:00 0 \n\
                      ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]\n";
-        let runs = runs_of_private(&ckpt_sys::maps::parse(text).unwrap());
-        let range = |start, end| AddrRange { start: VirtAddr(start), end: VirtAddr(end) };
-        assert_eq!(runs, [range(0x1000, 0x5000), range(0x9000, 0xa000)]);
+        let spans = spans_of_private(&ckpt_sys::maps::parse(text).unwrap(), true);
+        let span = |start, end, watched| Span {
+            range: AddrRange { start: VirtAddr(start), end: VirtAddr(end) },
+            watched,
+        };
+        assert_eq!(spans, [span(0x1000, 0x5000, false), span(0x9000, 0xa000, false)]);
+        let text = b"1000-2000 rw-p 00000000 00:00 0 \n100000-300000 rw-p 00000000 00:00 0 \n300000-500000 rw-p 00000000 00:00 0 \n\
+                     500000-900000 rw-p 00000000 00:01 7                              /lib/x\n";
+        let mappings = ckpt_sys::maps::parse(text).unwrap();
+        let split = [
+            span(0x1000, 0x2000, false),
+            span(0x10_0000, 0x30_0000, true),
+            span(0x30_0000, 0x50_0000, true),
+            span(0x50_0000, 0x90_0000, false),
+        ];
+        assert_eq!(spans_of_private(&mappings, true), split);
+        assert_eq!(spans_of_private(&mappings, false), [span(0x1000, 0x90_0000, false)]);
     }
 }
