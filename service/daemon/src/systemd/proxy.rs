@@ -43,6 +43,10 @@ pub trait Manager {
     assume_defaults = false
 )]
 pub trait Unit {
+    #[zbus(name = "Ref")]
+    fn refer(&self) -> zbus::Result<()>;
+    #[zbus(name = "Unref")]
+    fn dismiss(&self) -> zbus::Result<()>;
     #[zbus(property)]
     fn id(&self) -> zbus::Result<String>;
     #[zbus(property)]

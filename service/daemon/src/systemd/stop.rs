@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ckpt_engine::Error;
 use ckpt_engine::host::{cgroup_mount, kill_cgroup as kill};
+use futures_util::future::try_join_all;
 
 use super::Systemd;
 use super::bridge::{Bridge, Verb, failed};
@@ -29,15 +30,12 @@ impl Systemd {
     ///
     /// The caller does not trace the processes: systemd would not hear of their end (ptrace(2): a tracee's zombie is the tracer's).
     pub(super) fn stop_at_once(&self, units: &[String]) -> Result<(), Error> {
-        let last_words = self.bridge.run(async {
-            let mut any = false;
-            for unit in units {
-                self.refuse_unknown(unit).await?;
-                any |= self.has_last_words(unit).await?;
-            }
-            Ok(any)
-        })?;
-        self.hold(units, last_words)?;
+        let last_words = units.iter().map(|unit| async move {
+            self.refuse_unknown(unit).await?;
+            self.has_last_words(unit).await
+        });
+        let last_words: Vec<bool> = self.bridge.run(try_join_all(last_words))?;
+        self.hold(units, last_words.contains(&true))?;
         self.kill_and_wait(units)
     }
 

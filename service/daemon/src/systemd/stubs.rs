@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ckpt_engine::host::pidfd;
 use ckpt_engine::{Error, Stub, UnitMain};
+use futures_util::future::try_join_all;
 use futures_util::try_join;
 
 use super::bridge::{Verb, failed};
@@ -19,28 +20,37 @@ const START: Duration = Duration::from_secs(60);
 const ADOPT: Duration = Duration::from_secs(60);
 
 impl Systemd {
-    /// Writes the restore drop-ins. `now`: they are in effect when this returns, else from the next time that systemd loads the unit.
+    /// Writes the restore drop-ins of units that systemd knows. `now`: they are in effect when this returns, else from the next time that
+    /// systemd loads the unit.
     pub(super) fn hold(&self, units: &[String], now: bool) -> Result<(), Error> {
         let _writing = self.lock_writing();
-        let mut bound_to = BTreeSet::new();
-        for unit in units {
-            self.bridge.run(self.keep_transient(unit))?;
-            self.bridge.run(self.bring_transient(unit))?;
+        let asked = units.iter().map(|unit| async move {
             // BoundBy= would not do: it names loaded units only.
-            bound_to.extend(self.bridge.run(self.binds_to(unit))?);
-        }
-        for unit in units {
-            let lines = self.bridge.run(self.sandbox_lines(unit))?;
+            try_join!(self.binds_to(unit), self.sandbox_lines(unit))
+        });
+        let asked: Vec<(Vec<String>, String)> = self.bridge.run(try_join_all(asked))?;
+        let bound_to: BTreeSet<&String> = asked.iter().flat_map(|(binds_to, _)| binds_to).collect();
+        for (unit, (_, lines)) in units.iter().zip(&asked) {
             let bound_to = bound_to.contains(unit);
             self.lock_held().insert(unit.clone(), this_job());
-            dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), bound_to, &lines))?;
+            dropin::write(&self.run, unit, dropin::RESTORE, &dropin::stub(&self.stub(), bound_to, lines))?;
         }
-        // A reload costs tens of milliseconds, so it is only for units that stay loaded while they are stopped, because others want them.
-        // A unit that nobody refers to was forgotten, and has been loaded anew with its drop-in just now.
-        match now && !self.bridge.run(self.all_held(units))? {
-            true => self.bridge.run(self.bridge.reload()),
-            false => Ok(()),
+        if now { self.bring_into_effect(units) } else { Ok(()) }
+    }
+
+    /// A reload costs tens of milliseconds, so it is only for units that stay loaded while they are stopped, because others want them. A unit
+    /// that nobody refers to was forgotten, and has been loaded anew with its drop-in.
+    fn bring_into_effect(&self, units: &[String]) -> Result<(), Error> {
+        match self.bridge.run(self.all_held(units))? {
+            true => Ok(()),
+            false => self.bridge.run(self.bridge.reload()),
         }
+    }
+
+    /// Whether this job has written the restore drop-ins of all these units.
+    fn has_held(&self, units: &[String]) -> bool {
+        let (held, job) = (self.lock_held(), this_job());
+        units.iter().all(|unit| held.get(unit) == Some(&job))
     }
 
     /// Whether systemd has the drop-ins of all these units in effect; loads what is not loaded.
@@ -135,7 +145,43 @@ impl Systemd {
     }
 
     pub(super) fn start_stubs_of(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
-        self.hold(units, true)?;
+        // Whoever stopped the units at once has done that before.
+        if !self.has_held(units) {
+            self.bridge.run(try_join_all(units.iter().map(|unit| self.refuse_unknown(unit))))?;
+            self.hold(units, false)?;
+        }
+        // systemd forgets a unit that has stopped between two questions, and for each it would read all files of the unit anew.
+        self.bridge.run(self.refer(units))?;
+        let stubs = self.start_stubs_of_loaded(units);
+        self.bridge.run(self.dismiss(units))?;
+        stubs
+    }
+
+    /// Keeps units loaded.
+    async fn refer(&self, units: &[String]) -> Result<(), Error> {
+        for unit in units {
+            self.bridge.unit(unit).await?.refer().await.map_err(|e| failed(unit, &e))?;
+        }
+        Ok(())
+    }
+
+    /// The opposite.
+    async fn dismiss(&self, units: &[String]) -> Result<(), Error> {
+        for unit in units {
+            // It may be gone; a reference that is left would end with our connection.
+            let _ = self.bridge.unit(unit).await?.dismiss().await;
+        }
+        Ok(())
+    }
+
+    fn start_stubs_of_loaded(&self, units: &[String]) -> Result<Vec<Stub>, Error> {
+        self.bridge.run(async {
+            for unit in units {
+                self.bring_transient(unit).await?;
+            }
+            Ok(())
+        })?;
+        self.bring_into_effect(units)?;
         self.end_early_stubs(units)?;
         self.bridge.run(async {
             self.start_slices(units).await?;
@@ -221,8 +267,16 @@ impl Systemd {
         for unit in units {
             slices.insert(self.bridge.service(unit).await?.slice().await.map_err(|e| failed(unit, &e))?);
         }
-        let slices: Vec<_> = slices.into_iter().filter(|s| !s.is_empty()).collect();
-        self.bridge.jobs(Verb::Start, "replace", &slices, START, || ()).await.map(drop)
+        let mut inactive = Vec::new();
+        for slice in slices.into_iter().filter(|s| !s.is_empty()) {
+            if active_state(&self.bridge, &slice).await? != "active" {
+                inactive.push(slice);
+            }
+        }
+        if inactive.is_empty() {
+            return Ok(());
+        }
+        self.bridge.jobs(Verb::Start, "replace", &inactive, START, || ()).await.map(drop)
     }
 
     /// Waits until the unit's Main PID has executed the stub: before that it is systemd's fork, and its sandbox is not finished.
