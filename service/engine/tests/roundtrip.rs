@@ -16,7 +16,7 @@ use ckpt_engine::capture::session::Capture;
 use ckpt_engine::capture::{Freezer, Members, Precopy};
 use ckpt_engine::config::{GroupConfig, TrackerChoice};
 use ckpt_engine::rebuild::lazy::{Lazily, keeper, mark};
-use ckpt_engine::rebuild::{Reply, Request, UnitPlace, run};
+use ckpt_engine::rebuild::{Preparation, Reply, Request, UnitPlace, serve};
 use ckpt_engine::timeline::Timeline;
 use ckpt_engine::track::{self, Chain};
 use ckpt_engine::{Event, Group, Job, Stage, Unit};
@@ -113,12 +113,7 @@ fn main() -> ExitCode {
 
 /// In the place of ckpt-restore.
 fn rebuild() -> ExitCode {
-    let request: Request = serde_json::from_reader(std::io::stdin()).unwrap();
-    let reply = match run(&request) {
-        Ok(report) => Reply::Restored(report),
-        Err(failure) => Reply::Failed(failure),
-    };
-    println!("{}", serde_json::to_string(&reply).unwrap());
+    serve(std::io::stdin().lock(), std::io::stdout()).unwrap();
     ExitCode::SUCCESS
 }
 
@@ -277,7 +272,11 @@ impl Scratch {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| e.to_string())?;
-        let text = serde_json::to_vec(&request).unwrap();
+        let lines = [
+            serde_json::to_string(&Preparation { chain: request.chain.clone() }).unwrap(),
+            serde_json::to_string(&request).unwrap(),
+        ];
+        let text = lines.join("\n").into_bytes();
         child.stdin.take().unwrap().write_all(&text).map_err(|e| e.to_string())?;
         let output = child.wait_with_output().map_err(|e| e.to_string())?;
         keeper::dismiss(&keeper);

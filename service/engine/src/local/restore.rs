@@ -13,10 +13,10 @@ use ckpt_image::{Manifest, read_state};
 use ckpt_sys::cgroup::Cgroup;
 use ckpt_sys::task;
 
-use super::rebuilder::{self, How};
+use super::rebuilder::{How, Rebuilder};
 use super::verify::Extent;
 use super::{LocalEngine, precheck, verify};
-use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub};
+use crate::api::{Event, Group, Job, Problem, RestoreInfo, RestoreRequest, Severity, Stage, Stub, Unit};
 use crate::error::Error;
 use crate::kinds::outside::{self, Held};
 use crate::rebuild::Report;
@@ -39,16 +39,20 @@ pub fn run(
     let manifest = engine.store.find(&group.name, &request.checkpoint)?;
     job.stage(Stage::Checking);
     let (image, bytes) = check(engine, &manifest, job)?;
-    let taken = taken(engine, group, &manifest, &image)?;
+    let there = engine.units.units(group)?;
+    let taken = taken(&there, &manifest, &image)?;
     time.lap("check");
     if job.canceled() {
         return Err(Error::Canceled);
     }
 
+    // It reads the image while systemd stops the old units and starts the new ones.
+    let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
+    let rebuilder = Rebuilder::start(&engine.settings.libdir, chain)?;
     job.stage(Stage::Stopping);
-    let mut outside = Outside::look(engine, group, &image)?;
+    let mut outside = Outside::look(engine, group, &there, &image)?;
     let units: Vec<_> = manifest.units.iter().map(|u| u.name.clone()).collect();
-    engine.units.stop(&all_units(engine, group, &units)?, true)?;
+    engine.units.stop(&all_units(there, &units), true)?;
     time.lap("stop");
     job.stage(Stage::Exchanging);
     let mut undo = storage::exchange(&manifest.snapshots)?;
@@ -57,7 +61,7 @@ pub fn run(
         let lazily = lazily(engine, group, request, bytes, &units, job);
         let keeper = lazily.as_ref().map(|lazily| lazily.keeper.clone());
         let how = How { own_pids: taken.is_some(), lazily, held: outside.as_they_were(&image) };
-        let rebuilt = rebuild(engine, &manifest, &units, &mut undo, how, &mut time, job);
+        let rebuilt = rebuild(engine, (rebuilder, &manifest), &units, &mut undo, how, &mut time, job);
         // It waits on where nothing was handed over.
         keeper.iter().for_each(|socket| keeper::dismiss(socket));
         rebuilt
@@ -90,14 +94,8 @@ pub fn run(
 }
 
 /// A process id of the image that a process has which is not of the group, and the name of that process.
-fn taken(
-    engine: &LocalEngine,
-    group: &Group,
-    manifest: &Manifest,
-    image: &GroupImage,
-) -> Result<Option<(i32, String)>, Error> {
-    let units = engine.units.units(group)?;
-    let cgroups = units.iter().filter(|u| !u.cgroup.is_empty()).filter_map(|u| Cgroup::open(&u.cgroup).ok());
+fn taken(there: &[Unit], manifest: &Manifest, image: &GroupImage) -> Result<Option<(i32, String)>, Error> {
+    let cgroups = there.iter().filter(|u| !u.cgroup.is_empty()).filter_map(|u| Cgroup::open(&u.cgroup).ok());
     let processes = cgroups.flat_map(|cgroup| cgroup.members().unwrap_or_default());
     let threads = processes.flat_map(|member| task::threads(member.pid).unwrap_or_default());
     let leaving = threads.map(nix::unistd::Pid::as_raw).collect();
@@ -146,11 +144,10 @@ struct Outside {
 
 impl Outside {
     /// Holds them, so that they stay when the members end.
-    fn look(engine: &LocalEngine, group: &Group, image: &GroupImage) -> Result<Self, Error> {
+    fn look(engine: &LocalEngine, group: &Group, there: &[Unit], image: &GroupImage) -> Result<Self, Error> {
         let mut connections = engine.take_held(&group.name);
         if outside::wanted(image).next().is_some() {
-            let units = engine.units.units(group)?;
-            let members = crate::members::list(&units)?;
+            let members = crate::members::list(there)?;
             connections.extend(members.iter().flat_map(|m| outside::of_process(m.pid, image)));
         }
         Ok(Self { connections })
@@ -178,13 +175,12 @@ fn check(engine: &LocalEngine, manifest: &Manifest, job: &dyn Job) -> Result<(Gr
 }
 
 /// The units of the image and those that have joined the group since: all of them are to stand still while files change.
-fn all_units(engine: &LocalEngine, group: &Group, of_image: &[String]) -> Result<Vec<String>, Error> {
-    let mut names: Vec<_> =
-        engine.units.units(group)?.into_iter().filter(|u| !u.cgroup.is_empty()).map(|u| u.name).collect();
+fn all_units(there: Vec<Unit>, of_image: &[String]) -> Vec<String> {
+    let mut names: Vec<_> = there.into_iter().filter(|u| !u.cgroup.is_empty()).map(|u| u.name).collect();
     names.extend(of_image.iter().cloned());
     names.sort();
     names.dedup();
-    Ok(names)
+    names
 }
 
 /// Whether memory may come while the members run: where it is asked for, else where there is enough of it to be worth it.
@@ -221,7 +217,7 @@ fn not_lazy(error: &Error) -> Problem {
 
 fn rebuild(
     engine: &LocalEngine,
-    manifest: &Manifest,
+    (rebuilder, manifest): (Rebuilder, &Manifest),
     units: &[String],
     undo: &mut Undo,
     how: How,
@@ -238,9 +234,7 @@ fn rebuild(
     // The members write to the new subvolumes as soon as they run, so the exchange must stand before that.
     undo.commit()?;
     time.lap("commit");
-    let chain = engine.store.chain(&manifest.group, &manifest.id.to_string())?;
-    let libdir = &engine.settings.libdir;
-    let report = rebuilder::run(libdir, chain, manifest, &stubs, how)?;
+    let report = rebuilder.run(manifest, &stubs, how)?;
     time.within("rebuild", &report.stages);
     Ok(report)
 }

@@ -7,10 +7,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::memory::Script;
-use super::{Failure, cpus};
+use super::{Failure, cpus, prepared};
 
-/// Bytes compared at a time.
-const PART: u64 = 1 << 20;
 /// Less than this is not worth a process.
 const LITTLE: u64 = 8 << 20;
 
@@ -21,6 +19,11 @@ pub struct Comparison {
 }
 
 impl Comparison {
+    /// Of pages that are compared already.
+    pub fn done() -> Self {
+        Self { process: None }
+    }
+
     /// Begins; on `cpus`. This process must have one thread only. Errors: those of [`PageReader::read_at`], where it was quick.
     pub fn begin(pages: &PageReader, scripts: &[&Script], on: &[u64]) -> Result<Self, Failure> {
         let bytes: u64 = runs(scripts).map(|run| run.count * ckpt_image::PAGE_SIZE).sum();
@@ -60,18 +63,9 @@ fn runs<'a>(scripts: &'a [&Script]) -> impl Iterator<Item = &'a Run> {
 }
 
 fn compare(pages: &PageReader, scripts: &[&Script]) -> Result<(), Failure> {
-    let mut bytes = vec![0; PART as usize];
-    for run in runs(scripts) {
-        let Place::File { image, offset } = run.place else { continue };
-        let len = run.count * ckpt_image::PAGE_SIZE;
-        let mut done = 0;
-        while done < len {
-            let part = &mut bytes[..(len - done).min(PART) as usize];
-            pages
-                .read_at(image, offset + done, part)
-                .map_err(|e| Failure::corrupt(crate::error::with_sources(&e)))?;
-            done += part.len() as u64;
-        }
-    }
-    Ok(())
+    let stored = runs(scripts).filter_map(|run| match run.place {
+        Place::File { image, offset } => Some((image, offset, run.count * ckpt_image::PAGE_SIZE)),
+        Place::Zero => None,
+    });
+    prepared::compare(pages, stored)
 }

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use ckpt_image::PageReader;
 use ckpt_image::records::{
     Credentials, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
     UnitIndex, UnitRecord,
 };
-use ckpt_image::{PageReader, read_state};
 use ckpt_sys::batch::{Batch, Outcome, Slot};
 use ckpt_sys::missing::Missing;
 use ckpt_sys::nursery::{self, area};
@@ -31,6 +31,7 @@ use super::memory::{Ground, Heritage, Run, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
+use super::prepared::Prepared;
 use super::process::{living, lookup};
 use super::tree::Plan;
 use super::users::Users;
@@ -102,38 +103,40 @@ pub enum Reply {
 }
 
 /// Rebuilds a group as children of this process, which must have one thread only. On success the members run; on failure none lives.
-pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
+pub(super) fn rebuild(prepared: &Prepared, request: &Request) -> Result<Report, Failure> {
     let mut clock = Timeline::start();
-    let image = read_state(request.image())?;
-    nursery::raise_descriptor_limit()?;
-    let blockade = Blockade::below(tables::floor(&image))?;
-    let mut places = Places::open(&image, &request.units)?;
-    let plan = Plan::of(&image, spare_ids())?;
+    let image = &prepared.image;
+    let blockade = Blockade::below(tables::floor(image))?;
+    let mut places = Places::open(image, &request.units)?;
+    let plan = Plan::of(image, spare_ids())?;
     nursery::block_signals()?;
-    let jumps = clocks::go_on(&mut places, &image)?;
-    let space = match request.own_pids || ids::wait_until_free(&image).is_err() {
-        true => Some(PidSpace::make(&mut places, &image, &ids::needed(&image)?, mains(&image))?),
+    let jumps = clocks::go_on(&mut places, image)?;
+    let space = match request.own_pids || ids::wait_until_free(image).is_err() {
+        true => Some(PidSpace::make(&mut places, image, &ids::needed(image)?, mains(image))?),
         false => None,
     };
     let places = places;
     let cpus = stay_here()?;
-    let runner = nursery::map_runner(free_area(&image)?)?;
+    let runner = nursery::map_runner(free_area(image)?)?;
     let (_, gadget) = nursery::vdso()?;
     clock.lap("plan");
-    let mut rebuild = Rebuild::prepare(&image, &plan, &places, request, (area(&runner), blockade))?;
+    let mut rebuild = Rebuild::prepare(prepared, &plan, &places, request, (area(&runner), blockade))?;
     rebuild.gadget = gadget;
     rebuild.cpus = cpus;
-    let comparison = Comparison::begin(&rebuild.pages, &rebuild.all_scripts(), &rebuild.cpus)?;
+    let comparison = match prepared.compared {
+        true => Comparison::done(),
+        false => Comparison::begin(rebuild.pages, &rebuild.all_scripts(), &rebuild.cpus)?,
+    };
     clock.lap("open");
     rebuild.members = {
-        let terminals = rebuild.descriptions.controlling(&image);
+        let terminals = rebuild.descriptions.controlling(image);
         let staged = (&rebuild.heritage, &rebuild.opened);
-        Gardener::new(&image, &places, runner, (space.as_ref(), staged), terminals).grow(&plan)?
+        Gardener::new(image, &places, runner, (space.as_ref(), staged), terminals).grow(&plan)?
     };
     clock.lap("grow");
     rebuild.fill()?;
     clock.lap("memory");
-    comparison.end(&rebuild.pages, &rebuild.all_scripts())?;
+    comparison.end(rebuild.pages, &rebuild.all_scripts())?;
     clock.lap("checksums");
     let late = rebuild.serve_late(request)?;
     clock.lap("late");
@@ -147,7 +150,7 @@ pub(super) fn rebuild(request: &Request) -> Result<Report, Failure> {
     clock.lap("threads");
     let mut warnings = std::mem::take(&mut rebuild.warnings);
     warnings.extend(jumps);
-    let units = main_processes(&image, &rebuild.members)?;
+    let units = main_processes(image, &rebuild.members)?;
     let endings = rebuild.waiting.iter().map(|(_, ending)| ending.clone()).collect();
     let init = space.as_ref().map(|space| space.init().as_raw());
     space.map_or(Ok(()), PidSpace::go)?;
@@ -232,7 +235,7 @@ struct Rebuild<'a> {
     descriptions: Descriptions,
     opened: Opened,
     contents: Contents,
-    pages: PageReader,
+    pages: &'a PageReader,
     heritage: Heritage,
     /// By space.
     scripts: Vec<Script>,
@@ -258,19 +261,19 @@ struct Rebuild<'a> {
 impl<'a> Rebuild<'a> {
     /// Opens all that members inherit.
     fn prepare(
-        image: &'a GroupImage,
+        prepared: &'a Prepared,
         plan: &Plan,
         places: &'a Places,
         request: &Request,
         (runner, blockade): (AddrRange, Blockade),
     ) -> Result<Self, Failure> {
+        let Prepared { image, pages, .. } = prepared;
         ephemeral::put_back(image, request.image(), places)?;
         let floor = tables::floor(image);
-        let pages = PageReader::open(&request.chain)?;
-        let contents = Contents::make(image, &pages, &mut |unit, deed| places.within(unit, deed)?)?;
+        let contents = Contents::make(image, pages, &mut |unit, deed| places.within(unit, deed)?)?;
         let ground = Ground::of_ourselves(runner)?;
-        let heritage = Heritage::of(image, plan, &pages, &ground)?;
-        let mut scripts = lazy::scripts(image, &pages, (&ground, &heritage), request.lazily.as_ref())?;
+        let heritage = Heritage::of(image, plan, pages, &ground)?;
+        let mut scripts = lazy::scripts(image, pages, (&ground, &heritage), request.lazily.as_ref())?;
         for set in &image.sysv.semaphores {
             let user = living(image).find(|(process, _)| process.unit == set.unit);
             if let Some(script) = user.and_then(|(_, body)| scripts.get_mut(body.space.index())) {
@@ -279,12 +282,12 @@ impl<'a> Rebuild<'a> {
         }
         // From here on epoll instances need the numbers that members use.
         drop(blockade);
-        let mut host = Host::new(image, places, &pages, &contents, request);
+        let mut host = Host::new(image, places, pages, &contents, request);
         let mut descriptions = Descriptions::rebuild(image, &mut host, floor)?;
         let files = &mut descriptions.files;
         let mut opened = Opened::directories_of(image, files, &mut host, floor)?;
         let all = scripts.iter().chain(heritage.stages());
-        opened.add_memory(image, all, &contents, &pages, &mut descriptions, &mut host)?;
+        opened.add_memory(image, all, &contents, pages, &mut descriptions, &mut host)?;
         host.home()?;
         let warnings = descriptions.warnings.iter().map(ToString::to_string).collect();
         Ok(Self {

@@ -14,7 +14,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use ckpt_image::records::GroupImage;
 use ckpt_sys::clone::{CloneArgs, fork_with, pidfd};
-use ckpt_sys::nursery;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,24 +25,26 @@ use nix::unistd::Pid;
 use super::driver::{Reply, Report, Request, rebuild, tell_systemd};
 use super::grow::TAKEN;
 use super::host::Blockade;
-use super::{Failure, Places, tables};
+use super::{Failure, Places, Prepared, tables};
 
-/// Rebuilds a group; this process must have one thread only. On success the members run, are no children of this process, and
-/// systemd knows them; on failure none lives.
-pub fn run(request: &Request) -> Result<Report, Failure> {
-    let image = ckpt_image::read_state(request.image())?;
-    let (mut reply, mut mains) = apart(&image, || rebuild(request))?;
-    if matches!(&reply, Reply::Failed(failure) if failure.text.contains(TAKEN)) && !request.own_pids {
-        // Somebody took an id while the members were made.
-        let own = Request { own_pids: true, ..request.clone() };
-        (reply, mains) = apart(&image, || rebuild(&own))?;
+impl Prepared {
+    /// Rebuilds the group; this process must have one thread only. On success the members run, are no children of this process, and
+    /// systemd knows them; on failure none lives.
+    pub(super) fn run(&self, request: &Request) -> Result<Report, Failure> {
+        let image = &self.image;
+        let (mut reply, mut mains) = apart(image, || rebuild(self, request))?;
+        if matches!(&reply, Reply::Failed(failure) if failure.text.contains(TAKEN)) && !request.own_pids {
+            // Somebody took an id while the members were made.
+            let own = Request { own_pids: true, ..request.clone() };
+            (reply, mains) = apart(image, || rebuild(self, &own))?;
+        }
+        let report = match reply {
+            Reply::Restored(report) => report,
+            Reply::Failed(failure) => return Err(failure),
+        };
+        tell_systemd(&Places::open(image, &request.units)?, &report.units, &mains, &report.endings)?;
+        Ok(report)
     }
-    let report = match reply {
-        Reply::Restored(report) => report,
-        Reply::Failed(failure) => return Err(failure),
-    };
-    tell_systemd(&Places::open(&image, &request.units)?, &report.units, &mains, &report.endings)?;
-    Ok(report)
 }
 
 /// Does it in a child, and waits for the child's end. Gives its reply, and pidfds of the main processes, taken as long as nobody else can
@@ -53,7 +54,6 @@ fn apart(
     deed: impl FnOnce() -> Result<Report, Failure>,
 ) -> Result<(Reply, Vec<Option<OwnedFd>>), Failure> {
     let system = |op: &'static str| move |e: Errno| Failure::new("Failed", format!("{op}: {e}"));
-    nursery::raise_descriptor_limit()?;
     // The rebuild needs the numbers that members use.
     let blockade = Blockade::below(tables::floor(image))?;
     let (reader, writer) = nix::unistd::pipe().map_err(system("pipe"))?;
