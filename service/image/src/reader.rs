@@ -286,9 +286,13 @@ impl PageReader {
         Ok(alike)
     }
 
-    /// Only the files: what is where, others know.
-    pub fn into_files(self) -> PageFiles {
-        PageFiles { images: self.images }
+    /// Only the files, once more: what is where, others know. Errors: Io, where there are too many descriptors.
+    pub fn files(&self) -> Result<PageFiles> {
+        let again = |pages: &Pages| {
+            let file = pages.file.try_clone().map_err(ImageError::io("dup", &pages.path))?;
+            Ok(Pages { path: pages.path.clone(), file, checksums: pages.checksums.clone() })
+        };
+        Ok(PageFiles { images: self.images.iter().map(again).collect::<Result<_>>()? })
     }
 
     /// Reads the files `pages` of the whole chain and compares every block with its checksum; `progress` gets the bytes done after each part and

@@ -433,8 +433,7 @@ impl<'a> Rebuild<'a> {
         let cgroups = self.places.iter().map(Place::cgroup_dir).collect();
         let mark = Mark::set(lazily, &pids, cgroups)?;
         let spaces = self.watched.drain(..).map(|(missing, absent, _)| (missing, absent)).collect();
-        let files = PageReader::open(&request.chain)?.into_files();
-        lazy::keeper::hand_over(lazily, mark, files, spaces, self.cpus.clone())?;
+        lazy::keeper::hand_over(lazily, mark, self.pages.files()?, spaces, self.cpus.clone())?;
         Ok(lazy::absent_bytes(&self.scripts))
     }
 

@@ -15,13 +15,14 @@ use ckpt_sys::event_log::EventLog;
 use ckpt_sys::missing::Missing;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::store::Store;
 use super::{Absent, Helpers, Mark, Server};
 use crate::rebuild::Failure;
 
 /// Raise it with any change of [`Record`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// See the drawing.
 #[derive(Debug, Serialize, Deserialize)]
@@ -30,8 +31,8 @@ pub struct Record {
     mark: (String, PathBuf, RawFd, Vec<PathBuf>),
     /// CPUs that the keeper may run on.
     pub cpus: Vec<u64>,
-    /// The files of the chain, with the checksums of their blocks.
-    images: Vec<(PathBuf, RawFd, Vec<u32>)>,
+    /// The files of the chain, with the checksums of their blocks, u32 each, little-endian: a quarter of a million for a GiB.
+    images: Vec<(PathBuf, RawFd, ByteBuf)>,
     /// The userfaultfds, and what is missing when the members begin to run.
     spaces: Vec<(RawFd, Absent)>,
     /// The event log; not there before a keeper has made it.
@@ -57,7 +58,9 @@ impl Estate {
         };
         let (group, path, file, cgroups) = mark.into_parts();
         let mark = (group, path, keep(file), cgroups);
-        let images = files.into_parts().into_iter().map(|(path, file, sums)| (path, keep(file), sums));
+        let bytes =
+            |sums: Vec<u32>| ByteBuf::from(sums.iter().flat_map(|sum| sum.to_le_bytes()).collect::<Vec<_>>());
+        let images = files.into_parts().into_iter().map(|(path, file, sums)| (path, keep(file), bytes(sums)));
         let images = images.collect();
         let spaces = spaces.into_iter().map(|(missing, absent)| (missing.number(), absent)).collect();
         Self { record: Record { mark, cpus, images, spaces, log: None }, fds }
@@ -115,7 +118,7 @@ impl Estate {
         let mark = Mark::of_parts((group, path, file(mark)?, cgroups));
         let images = record.images.into_iter();
         let images = images
-            .map(|(path, number, sums)| Ok((path, file(number)?, sums)))
+            .map(|(path, number, sums)| Ok((path, file(number)?, checksums(&sums))))
             .collect::<Result<_, Failure>>();
         let log = record.log.ok_or_else(|| broken("it has no event log")).and_then(&mut file)?;
         let mut spaces = Vec::new();
@@ -134,6 +137,10 @@ impl Record {
         let spaces = self.spaces.iter_mut().map(|(number, _)| number);
         images.chain(spaces).chain([&mut self.mark.2]).chain(&mut self.log)
     }
+}
+
+fn checksums(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
 }
 
 fn broken(why: &str) -> Failure {
