@@ -5,10 +5,14 @@ use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, EpollItem, EpollRecord};
-use ckpt_sys::descriptor::{self, Place, fdinfo::EpollLine, make, socket};
+use ckpt_sys::descriptor::{
+    self, Place,
+    fdinfo::{self, EpollLine},
+    make, socket,
+};
 use nix::libc;
 
-use super::collect::{DescriptorCapture, Found};
+use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
 use super::{Error, Refusal};
 
@@ -20,15 +24,20 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
     let mut items = Vec::with_capacity(found.info.epoll.len());
     for line in &found.info.epoll {
         let n = nth.entry(line.fd).or_default();
-        let target = target(cx, found, line, *n).ok_or_else(|| {
-            Refusal::new(
-                "epoll-target",
-                format!("what it watches as descriptor {} is not open in the group", line.fd),
-                "remove descriptors from epoll before closing them",
-            )
-        })?;
+        match target(cx, found, line, *n) {
+            Some(target) => {
+                items.push(EpollItem { fd: line.fd, target, events: line.events, data: line.data });
+            }
+            None if cx.depth == Depth::Surface && has_moved_on(found.place, line, *n) => {}
+            None => {
+                return Err(Refusal::new(
+                    "epoll-target",
+                    format!("what it watches as descriptor {} is not open in the group", line.fd),
+                    "remove descriptors from epoll before closing them",
+                ));
+            }
+        }
         *n += 1;
-        items.push(EpollItem { fd: line.fd, target, events: line.events, data: line.data });
     }
     Ok(DescriptionKind::Epoll(EpollRecord { items }))
 }
@@ -41,6 +50,18 @@ fn target(cx: &DescriptorCapture<'_>, epoll: &Found, line: &EpollLine, nth: u32)
     };
     let usual = cx.at(Place { pid: epoll.place.pid, fd: line.fd });
     usual.filter(is).or_else(|| cx.with_ino(line.ino).iter().copied().find(is))
+}
+
+/// Whether a running process has accepted the target since its descriptors were listed, or has closed it since the item was read.
+fn has_moved_on(epoll: Place, line: &EpollLine, nth: u32) -> bool {
+    let at_its_number = Place { pid: epoll.pid, fd: line.fd };
+    if descriptor::is_epoll_target(epoll, line.fd, nth, at_its_number).unwrap_or(false) {
+        return true;
+    }
+    let path = format!("/proc/{}/fdinfo/{}", epoll.pid, epoll.fd);
+    let now = ckpt_sys::proc_file::read_text(path).ok().and_then(|text| fdinfo::parse(&text).ok());
+    let is_it = |item: &EpollLine| (item.fd, item.ino) == (line.fd, line.ino);
+    now.is_none_or(|info| !info.epoll.iter().any(is_it))
 }
 
 pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 //!
 //! Each test makes descriptors in this process, captures them, closes them and rebuilds them: no ptrace, no child. Needs root.
 
+mod moving;
 mod programs;
 mod support;
 

@@ -82,6 +82,15 @@ impl Rebuilt {
 }
 
 pub fn capture(numbers: &[RawFd], depth: Depth) -> (Captured, Files, Objects) {
+    capture_with(numbers, depth, &mut || {})
+}
+
+/// The same with something that happens `between` the look at the descriptors and what is told of them.
+pub fn capture_with(
+    numbers: &[RawFd],
+    depth: Depth,
+    between: &mut dyn FnMut(),
+) -> (Captured, Files, Objects) {
     let units = ["test.service".to_owned()];
     let mut files = Files::new(vec![], vec![]);
     let mut objects = Objects::new();
@@ -90,6 +99,7 @@ pub fn capture(numbers: &[RawFd], depth: Depth) -> (Captured, Files, Objects) {
     let mut sorted = numbers.to_vec();
     sorted.sort_unstable();
     capture.add_descriptors(pid, UnitIndex(0), &sorted).unwrap();
+    between();
     let captured = capture.finish();
     (captured, files, objects)
 }
