@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use ckpt_image::records::{ControlMessage, DescriptionRecord, InetDatagram, InetRecord};
+use ckpt_image::records::{ControlMessage, DescriptionKind, DescriptionRecord, InetDatagram, InetRecord};
 use ckpt_sys::descriptor::{message, socket};
 use nix::errno::Errno;
 use nix::libc;
@@ -225,6 +225,29 @@ fn raw_address(ip: IpAddr) -> Vec<u8> {
         IpAddr::V6(ip) => bytes[8..24].copy_from_slice(&ip.octets()),
     }
     bytes
+}
+
+/// bind(2) to a port that others of the group have: each had SO_REUSEADDR while it was bound, and has not kept it (ntpd(8)).
+pub(super) fn bind_beside(cx: &Rebuild<'_>, fd: BorrowedFd<'_>, local: &[u8]) -> Result<(), Errno> {
+    let port = |address: &[u8]| parse(address).map(|address| address.port());
+    let is_beside = |inet: &InetRecord| {
+        inet.kind == libc::SOCK_DGRAM && inet.local.as_deref().and_then(port) == port(local)
+    };
+    let others = cx.image.descriptions.iter().filter_map(|record| match &record.kind {
+        DescriptionKind::Inet(inet) if is_beside(inet) => cx.get(record.id).ok(),
+        _ => None,
+    });
+    let reuse = |fd: BorrowedFd<'_>, to| {
+        let before = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        socket::set_int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, to).map(|()| before)
+    };
+    let all: Vec<_> =
+        others.chain([fd]).map(|fd| reuse(fd, 1).map(|before| (fd, before))).collect::<Result<_, _>>()?;
+    let bound = socket::bind(fd, local);
+    for (fd, before) in all {
+        reuse(fd, before)?;
+    }
+    bound
 }
 
 #[cfg(test)]

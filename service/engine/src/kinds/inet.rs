@@ -325,8 +325,13 @@ fn bound(cx: &mut Rebuild<'_>, record: &DescriptionRecord, inet: &InetRecord) ->
                 .map_err(failed("setsockopt(SO_REUSEADDR)"))?;
         }
         let address = parse(local).map_or_else(String::new, |address| format!(" at {address}"));
-        bind(fd.as_fd(), inet.kind, local)
-            .map_err(Error::call("bind", format!("{}{address}", cx.describe(record))))?;
+        let bound = match bind(fd.as_fd(), inet.kind, local) {
+            Err(Errno::EADDRINUSE) if inet.kind == libc::SOCK_DGRAM => {
+                datagram::bind_beside(cx, fd.as_fd(), local)
+            }
+            bound => bound,
+        };
+        bound.map_err(Error::call("bind", format!("{}{address}", cx.describe(record))))?;
     }
     Ok(fd)
 }
