@@ -118,7 +118,8 @@ pub(super) fn bind(
         socket::bind(fd, &address).map_err(Error::call("bind", &text))?;
         return Ok(address);
     }
-    let (directory, path) = place(name);
+    let (base, path) = place(name);
+    let directory = path.parent().unwrap_or(&base).to_owned();
     cx.enter(unit)?;
     cx.asides += 1;
     let aside = |what: &str| directory.join(format!(".{what}{:x}", cx.asides));
@@ -128,8 +129,7 @@ pub(super) fn bind(
     names.iter().try_for_each(|name| may_replace(&directory.join(name)))?;
     let former = make_room(&path, former, stays)?;
     let relative = name.bytes.first() != Some(&b'/');
-    bind_in(relative.then_some(directory.as_path()), fd, &address)
-        .map_err(Error::call("bind", path.display()))?;
+    bind_in(relative.then_some(base.as_path()), fd, &address).map_err(Error::call("bind", path.display()))?;
     rename(&path, &now)?;
     let connect_to =
         socket::unix_address(now.as_os_str().as_bytes()).map_err(Error::call("connect", now.display()))?;
