@@ -8,6 +8,8 @@
 #include <net/if.h>
 #include <netinet/tcp.h>
 #include <netinet/udp.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/epoll.h>
 
 static const int on = 1;
@@ -230,6 +232,22 @@ CASE(unix_listener_relative)
 	must(accept(fd, NULL, NULL));
 }
 
+/* As postfix does it: the name has a directory in it. */
+CASE(unix_listener_relative_below)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "below/name" };
+	must(chdir(victim_dir));
+	must(mkdir("below", 0755));
+	must(mkdir("name", 0755));
+	int fd = must(socket(AF_UNIX, SOCK_STREAM, 0));
+	must(bind(fd, (void *)&address, sizeof address));
+	must(listen(fd, 5));
+	restored();
+	close(connected(SOCK_STREAM, "below/name"));
+	must(accept(fd, NULL, NULL));
+	holds(!access(in_dir("name/."), F_OK));
+}
+
 CASE(unix_listener_in_run)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/case-socket" };
@@ -393,6 +411,49 @@ CASE(unix_backlog)
 	server = must(accept(fd, NULL, NULL));
 	put(server, "second");
 	reads(two, "second");
+}
+
+static int slow_listener;
+static atomic_int slowly_served;
+
+/* Leaves every connection waiting for a while. */
+static void *serve_slowly(void *nothing)
+{
+	for (char byte;;) {
+		int server = must(accept(slow_listener, NULL, NULL));
+		expect(read(server, &byte, 1) == 1, "a connection without a byte");
+		must(write(server, "y", 1));
+		close(server);
+		usleep(15000);
+	}
+	return nothing;
+}
+
+static void *ask_slowly(void *nothing)
+{
+	for (char byte = 0;; slowly_served++) {
+		int client = connected(SOCK_STREAM, "s");
+		must(write(client, "x", 1));
+		expect(read(client, &byte, 1) == 1 && byte == 'y', "no answer (%s)", strerror(errno));
+		close(client);
+		usleep(8000);
+	}
+	return nothing;
+}
+
+/* Servers that are busy accept when they come to it: a moment is found in which nothing waits. */
+CASE(unix_backlog_written_for_a_moment)
+{
+	pthread_t server, client;
+	slow_listener = bound(SOCK_STREAM, "s");
+	must(listen(slow_listener, 5));
+	must(-pthread_create(&server, NULL, serve_slowly, NULL));
+	must(-pthread_create(&client, NULL, ask_slowly, NULL));
+	while (slowly_served < 3)
+		usleep(1000);
+	restored();
+	for (int before = slowly_served; slowly_served < before + 3;)
+		usleep(1000);
 }
 
 REFUSED(unix_backlog_written, "unix-waiting")

@@ -147,7 +147,11 @@ const SOCKETS: &[Row] = &[
         "lost; of netlink: netlink-queue",
     ),
     reset("errors and the error queue (MSG_ERRQUEUE) of a datagram socket", "socket-error", "lost"),
-    refused("unix connection that was written to and not accepted", "unix-waiting", ""),
+    refused(
+        "unix connection that was written to and not accepted",
+        "unix-waiting",
+        "where it stays so: the window opens at a moment in which none waits",
+    ),
     refused("urgent data that waits (MSG_OOB)", "urgent-data", ""),
     refused("multicast group with sources", "multicast-sources", ""),
     refused("packet ring, fanout", "packet-ring", "or packet-fanout"),

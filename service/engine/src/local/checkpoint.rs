@@ -13,12 +13,14 @@ use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntr
 use ckpt_sys::cgroup::Cgroup;
 use ulid::Ulid;
 
+use super::waiting::{self, Listeners};
 use super::window::{Still, Window, paired};
 use super::{LocalEngine, arrival, chain, describe};
 use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Problem, Severity, Stage, Unit};
 use crate::capture::{Capture, Captured, Freezer, Precopy, Written};
 use crate::check;
 use crate::error::{Error, with_sources};
+use crate::members;
 use crate::storage::{Prepared, Taken};
 use crate::track::Chain;
 
@@ -28,6 +30,9 @@ const NOTICED: Duration = Duration::from_millis(50);
 /// How often the window is opened where requests of io_uring(7) are under way, and how long they get between.
 const WINDOWS: u32 = 5;
 const UNDER_WAY: Duration = Duration::from_millis(50);
+/// How often it is opened where connections wait to be accepted, and how long servers get to accept them between.
+const ACCEPTING: u32 = 20;
+const ACCEPTED: Duration = Duration::from_millis(50);
 
 /// Takes a checkpoint of a group: of the units that run at its instant.
 pub fn run(
@@ -59,6 +64,8 @@ fn attempt(
     arrival::wait(&engine.settings.run, &group.name, job)?;
     let units = engine.units.units(group)?;
     let (subvolumes, problems) = check::group(&engine.place()?, group, &units)?;
+    // What waits now is not what waits in the window, which looks for it.
+    let (_, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(waiting::is_why);
     if problems.iter().any(|p| p.severity == Severity::Error) {
         return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
     }
@@ -84,6 +91,7 @@ fn attempt(
         units: &records,
         subvolumes: &subvolumes,
         max_freeze: group.config.capture.max_freeze,
+        listeners: Listeners::look(&members::list(&units)?),
     };
     let pause = chain::watch(&window, &capture, &mut chain)?;
     let mut precopy = Precopy::begin(&staging.path)?;
@@ -124,17 +132,29 @@ fn attempt(
     Ok(CheckpointInfo { stages, ..describe::info(&manifest) })
 }
 
-/// Opens the window; where requests of io_uring(7) are under way that do not end soon, again.
+/// Opens the window; where requests of io_uring(7) are under way that do not end soon, or connections wait to be accepted, again.
 ///
-/// Errors: NotCheckpointable where they never end; as [`Window::begin`].
+/// Errors: NotCheckpointable where they never end or never are; as [`Window::begin`].
 fn quiet(
     window: &Window<'_>,
     capture: &mut Capture,
     mut last: impl FnMut() -> Result<(), Error>,
 ) -> Result<Still, Error> {
     let mut problems = Vec::new();
-    for _ in 0..WINDOWS {
-        let mut still = window.begin(&mut last)?;
+    let mut accepting = 0;
+    let mut windows = 0;
+    while windows < WINDOWS {
+        let mut still = match window.begin(&mut last) {
+            Err(Error::NotCheckpointable { problems, .. })
+                if accepting < ACCEPTING && problems.iter().all(waiting::is_why) =>
+            {
+                accepting += 1;
+                window.listeners.settle(ACCEPTED);
+                continue;
+            }
+            begun => begun?,
+        };
+        windows += 1;
         problems = capture.quiet(&mut still.members, still.deadline)?;
         if problems.is_empty() {
             return Ok(still);

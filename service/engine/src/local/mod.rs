@@ -12,6 +12,7 @@ mod rebuilder;
 mod recover;
 mod restore;
 mod verify;
+mod waiting;
 mod window;
 
 use std::collections::HashMap;

@@ -3,11 +3,13 @@
 //! ```text
 //!  gates closed, drained, subvolumes flushed      the group computes on
 //!  ┌ record ► cgroup.freeze 1 ► gates still quiet? ─no─► thaw, drain, again
+//!  │                            connections wait? ─yes─► thaw, gates open: the caller decides
 //!  │ seize every thread ► cgroup.freeze 0 (the threads stay stopped)
 //!  │ capture ‖ snapshots
 //!  └ detach ► gates open                          the group computes on
 //! ```
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use ckpt_sys::time_limit::Sleepers;
 use jiff::Timestamp;
 use nix::unistd::Pid;
 
+use super::waiting::Listeners;
 use crate::barrier::Barrier;
 use crate::capture::members::Members;
 use crate::error::{Error, with_sources};
@@ -46,6 +49,8 @@ pub struct Window<'a> {
     pub subvolumes: &'a [Subvolume],
     /// The longest it may last.
     pub max_freeze: Duration,
+    /// Where connections of the group may wait to be accepted.
+    pub listeners: Listeners,
 }
 
 /// A group that stands still: every thread stopped, gates closed. Dropped, it runs on.
@@ -108,7 +113,8 @@ impl Window<'_> {
 
     /// Closes the gates, drains, flushes and stops every thread. `last` is done just before, with the gates closed.
     ///
-    /// Errors: FreezeTimeout if not everything stopped within `max_freeze`, on any of a few attempts; the group runs then.
+    /// Errors: FreezeTimeout if not everything stopped within `max_freeze`, on any of a few attempts; NotCheckpointable while connections
+    /// wait that were written to. The group runs then.
     pub fn begin(&self, last: impl FnOnce() -> Result<(), Error>) -> Result<Still, Error> {
         let mut barrier =
             Barrier::close(&self.pids()?, self.drain_deadline()).map_err(failed("close the gates"))?;
@@ -166,9 +172,31 @@ impl Window<'_> {
         if barrier.is_some_and(|barrier| !barrier.still_quiet()) {
             return Err(Attempt::Again("file operations began faster than they could be held back".into()));
         }
+        if barrier.is_some() {
+            self.nothing_waits()?;
+        }
         let processes = seize_frozen(frozen, deadline).map_err(attempt)?;
         time.lap("seize");
         Ok(StoppedGroup { processes, sleepers, since, instant, time })
+    }
+
+    /// Connections that wait and were written to end the attempt.
+    fn nothing_waits(&self) -> Result<(), Attempt> {
+        let problems = self.listeners.problems(self.members().map_err(Attempt::Final)?);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Attempt::Final(Error::NotCheckpointable { group: self.group.into(), problems })),
+        }
+    }
+
+    /// The members, with the names of their units.
+    fn members(&self) -> Result<Vec<(i32, String)>, Error> {
+        let of = |pid: i32| {
+            let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let is_it = |unit: &&UnitRecord| cgroup.trim_end().contains(&unit.cgroup);
+            (pid, self.units.iter().find(is_it).map_or_else(String::new, |unit| unit.name.clone()))
+        };
+        Ok(self.pids()?.into_iter().map(of).collect())
     }
 
     /// Every thread; of a process that has ended meanwhile none.

@@ -1,0 +1,175 @@
+//! Unix connections that wait to be accepted and were written to. What was written lies where only accept(2) leads, so a window that meets one
+//! is given up before anything is captured: a moment later the server has accepted.
+//!
+//! ```text
+//! before the window   listeners of the group, and the network namespaces they are in       none: nothing is asked in the window
+//! cgroup frozen       sock_diag: who waits at them ► written to, by a member? ─yes─► thaw, wait until they are accepted, again
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use ckpt_sys::descriptor::{self, diag::UnixDiag};
+
+use crate::api::{Problem, Severity};
+use crate::kinds;
+use crate::members::Member;
+
+const LISTENING: u8 = 10; // TCP_LISTEN
+const CODE: &str = "unix-waiting";
+/// Between two looks at a group that runs.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The unix sockets of a group at which connections may wait.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    inodes: HashSet<u32>,
+    namespaces: Vec<File>,
+}
+
+/// A connection that waits: the listener, and the end of who has connected.
+type Waiting = (u32, u32);
+
+impl Listeners {
+    /// Looks at running members. What cannot be read is left out: the capture itself refuses what it meets.
+    pub fn look(members: &[Member]) -> Self {
+        let mut spaces = BTreeMap::new();
+        let mut sockets = HashSet::new();
+        for Member { task: pid, .. } in members {
+            sockets.extend(sockets_of(*pid).into_iter().map(|(_, inode)| inode));
+            let Ok(space) = File::open(format!("/proc/{pid}/ns/net")) else { continue };
+            let Ok(told) = space.metadata() else { continue };
+            spaces.entry(told.ino()).or_insert(space);
+        }
+        let mut listeners = Self::default();
+        for space in spaces.into_values() {
+            let Ok(all) = descriptor::in_net_namespace(space.as_fd(), || UnixDiag::open()?.all()) else {
+                continue;
+            };
+            let ours =
+                all.values().filter(|s| s.state == LISTENING && sockets.contains(&s.ino)).map(|s| s.ino);
+            let before = listeners.inodes.len();
+            listeners.inodes.extend(ours);
+            if listeners.inodes.len() > before {
+                listeners.namespaces.push(space);
+            }
+        }
+        listeners
+    }
+
+    /// The connections that wait at them and were written to, whoever has made them.
+    fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        for space in &self.namespaces {
+            let Ok(all) = descriptor::in_net_namespace(space.as_fd(), || UnixDiag::open()?.all()) else {
+                continue;
+            };
+            let busy = all.values().filter(|s| !s.waiting.is_empty() && self.inodes.contains(&s.ino));
+            for listener in busy {
+                let written = |end: &&u32| all.get(*end).is_some_and(|end| end.queue.1 > 0);
+                waiting.extend(listener.waiting.iter().filter(written).map(|end| (listener.ino, *end)));
+            }
+        }
+        waiting
+    }
+
+    /// Those that members have made, as problems. `members`: their ids and units.
+    pub fn problems(&self, members: impl IntoIterator<Item = (i32, String)>) -> Vec<Problem> {
+        let waiting = self.waiting();
+        if waiting.is_empty() {
+            return Vec::new();
+        }
+        let is_it = |inode: u32| waiting.iter().any(|(_, end)| *end == inode);
+        let of_member = |(pid, unit): (i32, String)| {
+            let ends = sockets_of(pid).into_iter().filter(|(_, inode)| is_it(*inode));
+            ends.map(move |end| problem(unit.clone(), pid, end))
+        };
+        members.into_iter().flat_map(of_member).collect()
+    }
+
+    /// Waits until none waits while the group runs, for at most `patience`.
+    pub fn settle(&self, patience: Duration) {
+        let begin = Instant::now();
+        std::thread::sleep(PAUSE);
+        while begin.elapsed() < patience && !self.waiting().is_empty() {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Whether this is why a window was given up, or would be.
+pub fn is_why(problem: &Problem) -> bool {
+    problem.code == CODE
+}
+
+fn problem(unit: String, pid: i32, (fd, inode): (i32, u32)) -> Problem {
+    Problem {
+        code: CODE.into(),
+        severity: Severity::Error,
+        unit,
+        pid,
+        object: format!("fd {fd} (socket:[{inode}])"),
+        text: "it was connected and written to, and the other end has not been accepted yet".into(),
+        remedy: "try again when the server accepts it; give a server that is slow to accept more workers"
+            .into(),
+    }
+}
+
+/// The sockets of a process: number and inode.
+fn sockets_of(pid: i32) -> Vec<(i32, u32)> {
+    let inode = |fd: i32| {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+        link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    };
+    let numbers = kinds::numbers(pid).unwrap_or_default();
+    numbers.into_iter().filter_map(|fd| Some((fd, inode(fd)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ckpt_image::records::UnitIndex;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+    fn member(pid: i32) -> Member {
+        Member { pid, task: pid, unit: UnitIndex(0), cgroup: String::new() }
+    }
+
+    #[test]
+    fn a_connection_counts_while_it_is_written_to_and_not_accepted() {
+        let own = std::process::id() as i32;
+        let address = SocketAddr::from_abstract_name(format!("ckpt-waiting-{own}")).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        let listeners = Listeners::look(&[member(own)]);
+        let inode = |fd: &dyn AsRawFd| {
+            nix::sys::stat::stat(&*format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap().st_ino
+        };
+        assert!(listeners.inodes.contains(&(inode(&listener) as u32)));
+        // Other tests of this process may have their own.
+        let fds = || {
+            let found = listeners.problems([(own, "a.service".into())]);
+            found.into_iter().map(|p| p.object).collect::<Vec<_>>()
+        };
+        let mut client = UnixStream::connect_addr(&address).unwrap();
+        let object = format!("fd {} (socket:[{}])", client.as_raw_fd(), inode(&client));
+        assert!(!fds().contains(&object));
+        client.write_all(b"asked").unwrap();
+        assert!(fds().contains(&object));
+        // Not a member's.
+        assert!(listeners.problems([]).is_empty());
+        let accepted = listener.accept().unwrap();
+        assert!(!fds().contains(&object));
+        drop(accepted);
+    }
+
+    #[test]
+    fn a_group_without_listeners_is_not_asked_in_the_window() {
+        assert!(Listeners::look(&[]).namespaces.is_empty());
+    }
+}
