@@ -456,6 +456,37 @@ CASE(unix_backlog_written_for_a_moment)
 		usleep(1000);
 }
 
+/* As clients of a server that is at its limit: there is none in which nothing waits, until the clients are held. */
+CASE(unix_backlog_written_all_the_time)
+{
+	atomic_int *answers = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int fd = bound(SOCK_STREAM, "s");
+	must(listen(fd, 5));
+	for (int n = 0; n < 5; n++) {
+		if (must(fork()))
+			continue;
+		for (char byte = 0;; ++*answers) {
+			int client = connected(SOCK_STREAM, "s");
+			must(write(client, "x", 1));
+			expect(read(client, &byte, 1) == 1 && byte == 'y', "no answer (%s)", strerror(errno));
+			close(client);
+		}
+	}
+	if (!must(fork()))
+		for (char byte;;) {
+			int server = must(accept(fd, NULL, NULL));
+			expect(read(server, &byte, 1) == 1, "a connection without a byte");
+			usleep(3000);
+			must(write(server, "y", 1));
+			close(server);
+		}
+	while (*answers < 10)
+		usleep(1000);
+	restored();
+	for (int before = *answers; *answers < before + 10;)
+		usleep(1000);
+}
+
 REFUSED(unix_backlog_written, "unix-waiting")
 {
 	int fd = bound(SOCK_STREAM, "s");

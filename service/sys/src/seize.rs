@@ -96,6 +96,24 @@ pub fn seize_frozen(frozen: Frozen, deadline: Deadline) -> Result<Vec<Process>> 
     collect(halves, deadline)
 }
 
+/// Stops every thread of some processes while others run on. Those that end meanwhile are left out.
+///
+/// Errors: as [`seize_all`].
+pub fn seize_processes(pids: &[Pid], deadline: Deadline) -> Result<Vec<Process>> {
+    let (mut halves, mut known) = (Vec::new(), HashSet::new());
+    loop {
+        let mut new = 0;
+        for &pid in pids {
+            new += seize_process(Member { pid, cgroup: String::new() }, &mut halves, &mut known)?;
+        }
+        if new == 0 {
+            return collect(halves, deadline);
+        }
+        // A thread that has not stopped yet may make another.
+        halves.iter_mut().try_for_each(|half| half.collect(deadline))?;
+    }
+}
+
 /// Seizes the threads of a process that are not known yet; tells how many.
 fn seize_process(member: Member, halves: &mut Vec<Half>, known: &mut HashSet<Pid>) -> Result<usize> {
     let tids = match task::threads(member.pid) {

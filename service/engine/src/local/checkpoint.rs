@@ -13,7 +13,7 @@ use ckpt_image::{CheckpointState, Kind, MANIFEST_VERSION, Manifest, SnapshotEntr
 use ckpt_sys::cgroup::Cgroup;
 use ulid::Ulid;
 
-use super::waiting::{self, Listeners};
+use super::waiting::{self, Clients, Listeners};
 use super::window::{Still, Window, paired};
 use super::{LocalEngine, arrival, chain, describe};
 use crate::api::{CheckpointInfo, CheckpointRequest, Event, Group, Job, Problem, Severity, Stage, Unit};
@@ -30,9 +30,6 @@ const NOTICED: Duration = Duration::from_millis(50);
 /// How often the window is opened where requests of io_uring(7) are under way, and how long they get between.
 const WINDOWS: u32 = 5;
 const UNDER_WAY: Duration = Duration::from_millis(50);
-/// How often it is opened where connections wait to be accepted, and how long servers get to accept them between.
-const ACCEPTING: u32 = 20;
-const ACCEPTED: Duration = Duration::from_millis(50);
 
 /// Takes a checkpoint of a group: of the units that run at its instant.
 pub fn run(
@@ -141,15 +138,14 @@ fn quiet(
     mut last: impl FnMut() -> Result<(), Error>,
 ) -> Result<Still, Error> {
     let mut problems = Vec::new();
-    let mut accepting = 0;
+    let (mut clients, mut held) = (Clients::default(), Vec::new());
     let mut windows = 0;
     while windows < WINDOWS {
-        let mut still = match window.begin(&mut last) {
+        let mut still = match window.begin(&mut last, std::mem::take(&mut held)) {
             Err(Error::NotCheckpointable { problems, .. })
-                if accepting < ACCEPTING && problems.iter().all(waiting::is_why) =>
+                if problems.iter().all(waiting::is_why) && clients.note(&problems) =>
             {
-                accepting += 1;
-                window.listeners.settle(ACCEPTED);
+                held = clients.wait(&window.listeners);
                 continue;
             }
             begun => begun?,

@@ -5,14 +5,19 @@
 //! before the window   listeners of the group, and the network namespaces they are in       none: nothing is asked in the window
 //! cgroup frozen       sock_diag: who waits at them ► written to, by a member? ─yes─► thaw, wait until they are accepted, again
 //! ```
+//! Where clients ask faster than servers accept, something waits at any moment. After a few attempts those who wait are held: they stand still from
+//! before the freeze on, while the servers come to the end of what waits.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use ckpt_sys::descriptor::{self, diag::UnixDiag};
+use ckpt_sys::seize::{Process, seize_processes};
+use ckpt_sys::thread::Deadline;
+use nix::unistd::Pid;
 
 use crate::api::{Problem, Severity};
 use crate::kinds;
@@ -20,6 +25,11 @@ use crate::members::Member;
 
 const LISTENING: u8 = 10; // TCP_LISTEN
 const CODE: &str = "unix-waiting";
+/// How often the window is opened, and from which attempt on clients are held.
+const ATTEMPTS: u32 = 20;
+const HOLDING: u32 = 3;
+/// How long servers get to accept what waits.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// Between two looks at a group that runs.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -91,12 +101,40 @@ impl Listeners {
     }
 
     /// Waits until none waits while the group runs, for at most `patience`.
-    pub fn settle(&self, patience: Duration) {
+    fn settle(&self, patience: Duration) {
         let begin = Instant::now();
         std::thread::sleep(PAUSE);
         while begin.elapsed() < patience && !self.waiting().is_empty() {
             std::thread::sleep(PAUSE);
         }
+    }
+}
+
+/// Those whose connections have waited.
+#[derive(Debug, Default)]
+pub struct Clients {
+    attempts: u32,
+    pids: BTreeSet<i32>,
+}
+
+impl Clients {
+    /// Notes those of a window that was given up. Whether another is worth it.
+    pub fn note(&mut self, problems: &[Problem]) -> bool {
+        self.attempts += 1;
+        self.pids.extend(problems.iter().map(|p| p.pid));
+        self.attempts < ATTEMPTS
+    }
+
+    /// Lets servers accept what waits. Who has made it stands still after that, if time alone did not help.
+    pub fn wait(&self, listeners: &Listeners) -> Vec<Process> {
+        let mut held = Vec::new();
+        if self.attempts >= HOLDING {
+            let pids: Vec<_> = self.pids.iter().map(|pid| Pid::from_raw(*pid)).collect();
+            // Who cannot be held runs on: the window tells what came of it.
+            held = seize_processes(&pids, Deadline::after(PATIENCE)).unwrap_or_default();
+        }
+        listeners.settle(PATIENCE);
+        held
     }
 }
 

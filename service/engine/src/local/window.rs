@@ -95,7 +95,7 @@ impl Window<'_> {
         let _preferred = Preferred::begin();
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
-            match self.stop(None) {
+            match self.stop(None, Vec::new()) {
                 Ok(stopped) => {
                     let since = stopped.since;
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
@@ -111,11 +111,16 @@ impl Window<'_> {
         Err(Error::FreezeTimeout { group: self.group.into(), why: last })
     }
 
-    /// Closes the gates, drains, flushes and stops every thread. `last` is done just before, with the gates closed.
+    /// Closes the gates, drains, flushes and stops every thread. `last` is done just before, with the gates closed. What is `held` already is
+    /// let go when everything else stands still.
     ///
     /// Errors: FreezeTimeout if not everything stopped within `max_freeze`, on any of a few attempts; NotCheckpointable while connections
     /// wait that were written to. The group runs then.
-    pub fn begin(&self, last: impl FnOnce() -> Result<(), Error>) -> Result<Still, Error> {
+    pub fn begin(
+        &self,
+        last: impl FnOnce() -> Result<(), Error>,
+        mut held: Vec<Process>,
+    ) -> Result<Still, Error> {
         let mut barrier =
             Barrier::close(&self.pids()?, self.drain_deadline()).map_err(failed("close the gates"))?;
         for subvolume in self.subvolumes {
@@ -127,7 +132,7 @@ impl Window<'_> {
         for _ in 0..ATTEMPTS {
             barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
             barrier.drain(self.drain_deadline());
-            match self.stop(Some(&barrier)) {
+            match self.stop(Some(&barrier), std::mem::take(&mut held)) {
                 Ok(stopped) => {
                     let (since, instant) = (stopped.since, stopped.instant);
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
@@ -159,7 +164,7 @@ impl Window<'_> {
     }
 
     /// One attempt to stop everything.
-    fn stop(&self, barrier: Option<&Barrier>) -> Result<StoppedGroup, Attempt> {
+    fn stop(&self, barrier: Option<&Barrier>, held: Vec<Process>) -> Result<StoppedGroup, Attempt> {
         let names: Vec<_> = self.cgroups.iter().map(|c| c.name().to_owned()).collect();
         let _record = FrozenRecord::write(self.run, self.group, &names).map_err(Attempt::Final)?;
         let threads = self.threads().map_err(Attempt::Final)?;
@@ -175,6 +180,7 @@ impl Window<'_> {
         if barrier.is_some() {
             self.nothing_waits()?;
         }
+        held.into_iter().try_for_each(Process::release).map_err(attempt)?;
         let processes = seize_frozen(frozen, deadline).map_err(attempt)?;
         time.lap("seize");
         Ok(StoppedGroup { processes, sleepers, since, instant, time })
