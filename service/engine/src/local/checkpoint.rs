@@ -138,14 +138,15 @@ fn quiet(
     mut last: impl FnMut() -> Result<(), Error>,
 ) -> Result<Still, Error> {
     let mut problems = Vec::new();
-    let (mut clients, mut held) = (Clients::default(), Vec::new());
+    let mut clients = Clients::default();
     let mut windows = 0;
     while windows < WINDOWS {
-        let mut still = match window.begin(&mut last, std::mem::take(&mut held)) {
+        let (held, since) = clients.take();
+        let mut still = match window.begin(&mut last, held) {
             Err(Error::NotCheckpointable { problems, .. })
                 if problems.iter().all(waiting::is_why) && clients.note(&problems) =>
             {
-                held = clients.wait(&window.listeners);
+                clients.wait(&window.listeners, window.max_freeze / 2);
                 continue;
             }
             begun => begun?,
@@ -153,6 +154,7 @@ fn quiet(
         windows += 1;
         problems = capture.quiet(&mut still.members, still.deadline)?;
         if problems.is_empty() {
+            still.since = since.unwrap_or(still.since);
             return Ok(still);
         }
         still.end()?;

@@ -26,9 +26,9 @@ use crate::members::Member;
 const LISTENING: u8 = 10; // TCP_LISTEN
 const CODE: &str = "unix-waiting";
 /// How often the window is opened, and from which attempt on clients are held.
-const ATTEMPTS: u32 = 20;
+const ATTEMPTS: u32 = 8;
 const HOLDING: u32 = 3;
-/// How long servers get to accept what waits.
+/// How long servers get to accept what waits while clients run on.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// Between two looks at a group that runs.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -115,6 +115,9 @@ impl Listeners {
 pub struct Clients {
     attempts: u32,
     pids: BTreeSet<i32>,
+    held: Vec<Process>,
+    /// Since when they are.
+    since: Option<Instant>,
 }
 
 impl Clients {
@@ -125,16 +128,22 @@ impl Clients {
         self.attempts < ATTEMPTS
     }
 
-    /// Lets servers accept what waits. Who has made it stands still after that, if time alone did not help.
-    pub fn wait(&self, listeners: &Listeners) -> Vec<Process> {
-        let mut held = Vec::new();
-        if self.attempts >= HOLDING {
-            let pids: Vec<_> = self.pids.iter().map(|pid| Pid::from_raw(*pid)).collect();
-            // Who cannot be held runs on: the window tells what came of it.
-            held = seize_processes(&pids, Deadline::after(PATIENCE)).unwrap_or_default();
+    /// Lets servers accept what waits. If time alone did not help, those who wait stand still from here on, for at most `patience` until the
+    /// window is opened.
+    pub fn wait(&mut self, listeners: &Listeners, patience: Duration) {
+        if self.attempts < HOLDING {
+            return listeners.settle(PATIENCE);
         }
-        listeners.settle(PATIENCE);
-        held
+        let pids: Vec<_> = self.pids.iter().map(|pid| Pid::from_raw(*pid)).collect();
+        self.since = Some(Instant::now());
+        // Who cannot be held runs on: the window tells what came of it.
+        self.held = seize_processes(&pids, Deadline::after(PATIENCE)).unwrap_or_default();
+        listeners.settle(patience);
+    }
+
+    /// Those that are held, and since when.
+    pub fn take(&mut self) -> (Vec<Process>, Option<Instant>) {
+        (std::mem::take(&mut self.held), self.since.take())
     }
 }
 
