@@ -248,6 +248,37 @@ CASE(unix_listener_relative_below)
 	holds(!access(in_dir("name/."), F_OK));
 }
 
+/* Servers that change their root after bind(2), and those that bind below a root of their own. */
+CASE(unix_listener_chroot)
+{
+	struct sockaddr_un inner = { .sun_family = AF_UNIX, .sun_path = "/case-inner" };
+	int outer = bound(SOCK_STREAM, "outer"), ready[2];
+	must(listen(outer, 5));
+	must(mkdir(in_dir("root"), 0755));
+	must(pipe(ready));
+	if (!must(fork())) {
+		must(chroot(in_dir("root")));
+		int fd = must(socket(AF_UNIX, SOCK_STREAM, 0));
+		must(bind(fd, (void *)&inner, sizeof inner));
+		must(listen(fd, 5));
+		must(write(ready[1], "r", 1));
+		for (;;) {
+			put(must(accept(outer, NULL, NULL)), "outer");
+			put(must(accept(fd, NULL, NULL)), "inner");
+		}
+	}
+	close(outer);
+	reads(ready[0], "r");
+	restored();
+	int client = connected(SOCK_STREAM, "outer");
+	holds(readable_soon(client));
+	reads(client, "outer");
+	client = connected(SOCK_STREAM, "root/case-inner");
+	holds(readable_soon(client));
+	reads(client, "inner");
+	same(access("/case-inner", F_OK), -1);
+}
+
 CASE(unix_listener_in_run)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/case-socket" };

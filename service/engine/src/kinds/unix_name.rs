@@ -6,7 +6,7 @@
 //! theirs is never missing: the node is looked for in its directory, and gets all names that it has there.
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,13 +34,32 @@ pub(super) fn capture(found: &Found, node_ino: Option<u32>) -> Result<Option<Uni
     };
     // One in flight was met in our own process; its path is then looked up in vain and it has no node.
     let pid = found.place.pid;
-    let relative = path.is_relative();
-    let node = node_ino.and_then(|ino| node(pid, &path, ino));
-    let directory = match relative {
-        true if node.is_some() => std::fs::read_link(format!("/proc/{pid}/cwd")).ok(),
-        _ => None,
+    let there = node_ino.and_then(|ino| node(pid, &path, ino)).map(|node| (node, home(pid, &path)));
+    let (node, directory) = match there.or_else(|| elsewhere(found.fd(), &path)) {
+        Some((node, directory)) => (Some(node), directory),
+        None => (None, None),
     };
     Ok(Some(UnixName { bytes, directory, node }))
+}
+
+/// What a path of a process begins at; `None` where that is the root of its unit.
+fn home(pid: i32, path: &Path) -> Option<PathBuf> {
+    let base = if path.is_relative() { "cwd" } else { "root" };
+    let home = std::fs::read_link(format!("/proc/{pid}/{base}")).ok();
+    home.filter(|home| path.is_relative() || home != Path::new("/"))
+}
+
+/// The node of a socket whose process has moved since bind(2) (chdir(2), chroot(2)), and what the path began at then.
+fn elsewhere(fd: BorrowedFd<'_>, path: &Path) -> Option<(UnixNode, Option<PathBuf>)> {
+    let file = socket::unix_file(fd).ok()?;
+    let stat = fstat(&file).ok().filter(|stat| stat.st_nlink > 0)?;
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let name = real.file_name().filter(|name| !name.as_bytes().ends_with(b" (deleted)"))?;
+    let below = path.strip_prefix("/").unwrap_or(path).parent()?;
+    let directory = real.parent().filter(|directory| directory.ends_with(below))?;
+    let base = directory.ancestors().nth(below.components().count())?.to_owned();
+    let node = as_node(&stat, vec![name.into()]);
+    Some((node, Some(base).filter(|base| path.is_relative() || base != Path::new("/"))))
 }
 
 /// The node with an inode number, at the path that it was bound to or by other names beside it.
@@ -119,7 +138,7 @@ pub(super) fn bind(
         return Ok(address);
     }
     let (base, path) = place(name);
-    let directory = path.parent().unwrap_or(&base).to_owned();
+    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
     cx.enter(unit)?;
     cx.asides += 1;
     let aside = |what: &str| directory.join(format!(".{what}{:x}", cx.asides));
@@ -128,8 +147,7 @@ pub(super) fn bind(
     let stays = names.iter().any(|name| path.file_name() == Some(name.as_os_str()));
     names.iter().try_for_each(|name| may_replace(&directory.join(name)))?;
     let former = make_room(&path, former, stays)?;
-    let relative = name.bytes.first() != Some(&b'/');
-    bind_in(relative.then_some(base.as_path()), fd, &address).map_err(Error::call("bind", path.display()))?;
+    bind_in(base.as_deref(), fd, name, &address).map_err(Error::call("bind", path.display()))?;
     rename(&path, &now)?;
     let connect_to =
         socket::unix_address(now.as_os_str().as_bytes()).map_err(Error::call("connect", now.display()))?;
@@ -137,27 +155,32 @@ pub(super) fn bind(
     Ok(connect_to)
 }
 
-/// bind(2) in a directory, if its name is relative to one.
-fn bind_in(directory: Option<&Path>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
-    let Some(directory) = directory else { return socket::bind(fd, address) };
-    let here = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    nix::unistd::chdir(directory)?;
+/// bind(2) with the directory or the root that its name begins at.
+fn bind_in(base: Option<&Path>, fd: BorrowedFd<'_>, name: &UnixName, address: &[u8]) -> Result<(), Errno> {
+    let Some(base) = base else { return socket::bind(fd, address) };
+    let at = |path| open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+    let (here, root) = (at(".")?, at("/")?);
+    let relative = name.bytes.first() != Some(&b'/');
+    if relative { nix::unistd::chdir(base) } else { nix::unistd::chroot(base) }?;
     let bound = socket::bind(fd, address);
+    if !relative {
+        nix::unistd::fchdir(&root)?;
+        nix::unistd::chroot(".")?;
+    }
     nix::unistd::fchdir(&here)?;
     bound
 }
 
-/// The directory to be in for bind(2), and the absolute path of the node.
-fn place(name: &UnixName) -> (PathBuf, PathBuf) {
+/// What the name begins at, and the absolute path of the node.
+fn place(name: &UnixName) -> (Option<PathBuf>, PathBuf) {
     let path = Path::new(OsStr::from_bytes(&name.bytes));
-    if path.is_absolute() {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        return (directory.to_owned(), path.to_owned());
+    let below = path.strip_prefix("/").unwrap_or(path);
+    match &name.directory {
+        Some(base) => (Some(base.clone()), base.join(below)),
+        None if path.is_absolute() => (None, path.to_owned()),
+        // A relative name whose directory is not known has no node to be put anywhere: any directory does.
+        None => (Some("/tmp".into()), Path::new("/tmp").join(below)),
     }
-    // A relative name whose directory is not known has no node to be put anywhere: any directory does.
-    let base = name.directory.clone().unwrap_or_else(|| PathBuf::from("/tmp"));
-    let path = base.join(path);
-    (base, path)
 }
 
 /// A socket's node is what the former socket left, or will be replaced; anything else is in the way where our node is to stay.

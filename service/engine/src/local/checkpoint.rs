@@ -30,6 +30,8 @@ const NOTICED: Duration = Duration::from_millis(50);
 /// How often the window is opened where requests of io_uring(7) are under way, and how long they get between.
 const WINDOWS: u32 = 5;
 const UNDER_WAY: Duration = Duration::from_millis(50);
+/// How long clients are held for servers to accept what waits, at most.
+const HELD: Duration = Duration::from_millis(500);
 
 /// Takes a checkpoint of a group: of the units that run at its instant.
 pub fn run(
@@ -146,7 +148,7 @@ fn quiet(
             Err(Error::NotCheckpointable { problems, .. })
                 if problems.iter().all(waiting::is_why) && clients.note(&problems) =>
             {
-                clients.wait(&window.listeners, window.max_freeze / 2);
+                clients.wait(&window.listeners, HELD.min(window.max_freeze / 2));
                 continue;
             }
             begun => begun?,

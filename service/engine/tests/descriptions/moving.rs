@@ -52,6 +52,32 @@ fn a_relative_name_with_directories_in_it_leads_to_where_it_led() {
     assert_eq!(std::fs::read(dir.file("name")).unwrap(), b"another thing");
 }
 
+/// As servers do that become daemons after bind(2).
+#[test]
+fn a_node_is_found_where_the_process_has_left_its_directory() {
+    let Some(_alone) = alone() else { return };
+    let dir = Directory::new("left");
+    let before = std::env::current_dir().unwrap();
+    std::env::set_current_dir(&dir.0).unwrap();
+    std::fs::create_dir("run").unwrap();
+    let plain = UnixListener::bind("name").unwrap();
+    let below = UnixListener::bind("run/name").unwrap();
+    let gone = UnixListener::bind("gone").unwrap();
+    let renamed = UnixListener::bind("run/early").unwrap();
+    std::fs::rename("run/early", "run/late").unwrap();
+    std::fs::remove_file("gone").unwrap();
+    std::env::set_current_dir(before).unwrap();
+    let new = again(vec![plain.into(), below.into(), gone.into(), renamed.into()]);
+    for (nth, name) in ["name", "run/name", "gone", "run/early"].iter().enumerate() {
+        assert_eq!(socket::unix_path(&socket::name(new.fd(nth)).unwrap()), name.as_bytes());
+    }
+    for (name, there) in
+        [("name", true), ("run/name", true), ("gone", false), ("run/early", false), ("run/late", true)]
+    {
+        assert_eq!(UnixStream::connect(dir.file(name)).is_ok(), there, "{name}");
+    }
+}
+
 #[test]
 fn datagram_sockets_share_a_port_that_they_could_not_get_again() {
     let Some(_alone) = alone() else { return };

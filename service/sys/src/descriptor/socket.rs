@@ -210,6 +210,13 @@ pub fn net_namespace(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     owned(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS) }.into())
 }
 
+/// The node of a unix socket, wherever it is by now (SIOCUNIXFILE, Linux 4.12). Errors: EPERM without CAP_NET_ADMIN; ENOENT without a node.
+pub fn unix_file(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::c_ulong = 0x89e0;
+    // SAFETY: the ioctl takes no argument.
+    owned(unsafe { libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE) }.into())
+}
+
 /// SO_PEERCRED of a unix socket: pid, uid, gid; `None` where there is none yet.
 pub fn credentials(fd: BorrowedFd<'_>) -> Result<Option<(i32, u32, u32)>> {
     let bytes = option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, 12)?;

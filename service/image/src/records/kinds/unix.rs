@@ -30,7 +30,7 @@ pub struct UnixRecord {
 pub struct UnixName {
     /// sun_path as given to bind(2), without the trailing zero; an abstract name begins with one.
     pub bytes: Vec<u8>,
-    /// The directory that a relative path is relative to.
+    /// What the path begins at: the working directory of who has bound it, or its root where that is not the unit's own.
     #[serde(with = "crate::records::path::option")]
     pub directory: Option<PathBuf>,
     /// The socket's node in the file system; `None` if it is gone or was never there.
