@@ -4,6 +4,7 @@ mod client;
 mod daemons;
 mod drive;
 mod mariadb;
+mod php;
 mod programs;
 mod servers;
 mod sessions;
@@ -14,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests = servers::tests();
     tests.extend(daemons::tests());
     tests.extend(mariadb::tests());
+    tests.extend(php::tests());
     tests.extend(programs::tests());
     tests.extend(sessions::tests());
     tests
