@@ -70,7 +70,11 @@ struct Space {
 impl Space {
     /// Registers a mapping whose pages are all to count as written. False where it cannot be.
     fn register(&mut self, range: AddrRange) -> bool {
-        self.watch.register(range).and_then(|()| self.watch.forget(range)).is_ok() && self.seen.insert(range)
+        let done = self.watch.register(range).and_then(|()| self.watch.forget(range)).is_ok();
+        if done {
+            self.seen.insert(range);
+        }
+        done
     }
 }
 
