@@ -27,7 +27,7 @@ use super::direct::writes_directly;
 use super::pipe::{self, CHUNK, Chunk, Pipe, piped};
 use crate::api::Job;
 use crate::error::Error;
-use crate::track::{Chain, PageSet, SpaceKey, WatchedSpace};
+use crate::track::{Chain, Outrun, PageSet, SpaceKey, WatchedSpace};
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
 /// A rest that is not worth another round.
@@ -72,6 +72,8 @@ pub struct Precopy {
     pub diverges: bool,
     /// How fast memory was read.
     pub speed: Speed,
+    /// Bytes a second that the last large round copied, up to the store.
+    rate: f64,
     /// Address spaces that devices write to: left for the window.
     direct: HashSet<SpaceKey>,
 }
@@ -109,11 +111,12 @@ impl Precopy {
             rest: 0,
             diverges: false,
             speed: Speed::default(),
+            rate: 0.0,
             direct: HashSet::new(),
         })
     }
 
-    /// Rounds until the rest is small or does not become smaller, with all that was copied on the disk before the last.
+    /// Rounds until the rest is small or does not become smaller, each with all on the disk that was copied before.
     ///
     /// Errors: NoSpace, Canceled, Io.
     pub fn run(&mut self, chain: &mut Chain, job: &dyn Job) -> Result<(), Error> {
@@ -121,37 +124,38 @@ impl Precopy {
             return Ok(());
         }
         self.direct = chain.spaces.keys().filter(|key| writes_directly(key.pid())).cloned().collect();
-        // Again as last time? If it has become quiet since, that is seen the next time.
         if let Some(before) = chain.outrun.take().filter(|_| chain.parent.is_some()) {
             let written = written(chain);
-            if is_endless(written, before) {
-                (self.diverges, self.rest, chain.outrun) = (true, written, Some(before));
+            if written >= LARGE && before.again(written) {
+                self.outrun(chain, written, before.rate);
                 return Ok(());
             }
         }
-        let mut last = self.round(chain, chain.parent.is_none(), job)?;
-        if last > SMALL {
-            for _ in 1..ROUNDS {
-                let written = written(chain);
-                if is_endless(written, last) {
-                    (self.diverges, last, chain.outrun) = (true, written, Some(written));
-                    break;
-                }
-                let bytes = self.round(chain, false, job)?;
-                let shrinks = bytes < last - last / 4;
-                last = bytes;
-                if bytes <= SMALL || !shrinks {
-                    break;
-                }
+        self.rest = self.round(chain, chain.parent.is_none(), job)?;
+        for _ in 1..ROUNDS {
+            if self.rest <= SMALL {
+                break;
             }
-            // What the disk has not got yet would be waited for by everybody who flushes the file system.
+            // What the disk has not got yet the barrier would wait for, as everybody does who flushes the file system: it counts.
             self.pages.sync()?;
-            if !self.diverges {
-                last = self.round(chain, false, job)?;
+            let written = written(chain);
+            if is_endless(written, self.rest) {
+                self.outrun(chain, written, self.rate);
+                break;
+            }
+            let bytes = self.round(chain, false, job)?;
+            let shrinks = bytes < self.rest - self.rest / 4;
+            self.rest = bytes;
+            if !shrinks {
+                break;
             }
         }
-        self.rest = last;
         Ok(())
+    }
+
+    fn outrun(&mut self, chain: &mut Chain, written: u64, rate: f64) {
+        (self.diverges, self.rest) = (true, written);
+        chain.outrun = Some(Outrun { since: Instant::now(), rate });
     }
 
     /// The round just before the window, if there were others: what was written during the barrier.
@@ -168,6 +172,7 @@ impl Precopy {
     ///
     /// Errors: as [`Precopy::run`].
     pub fn round(&mut self, chain: &mut Chain, all: bool, job: &dyn Job) -> Result<u64, Error> {
+        let begun = Instant::now();
         let Self { pages, spaces, speed, direct, .. } = self;
         let (bytes, read) = piped(pages, |pipe| {
             let mut line = Line { pipe, bytes: 0, speed: Speed::default(), job };
@@ -185,6 +190,9 @@ impl Precopy {
         })?;
         if read.bytes > 0 {
             *speed = read;
+        }
+        if bytes >= LARGE {
+            self.rate = bytes as f64 / begun.elapsed().as_secs_f64();
         }
         Ok(bytes)
     }

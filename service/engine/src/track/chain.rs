@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ckpt_image::records::SpaceId;
 use ckpt_image::{Container, PAGE_SIZE};
@@ -73,6 +74,22 @@ pub struct ContentHashes {
 /// Device and inode number.
 pub type Identity = (u64, u64);
 
+/// How a group outran the copying.
+#[derive(Debug, Clone, Copy)]
+pub struct Outrun {
+    /// From when on what it writes is counted.
+    pub since: Instant,
+    /// Bytes a second that were copied, up to the store.
+    pub rate: f64,
+}
+
+impl Outrun {
+    /// Whether it will do so again, by what it has written since. If it has become quieter meanwhile, or the time was long, it is tried.
+    pub fn again(self, written: u64) -> bool {
+        written as f64 >= 0.75 * self.rate * self.since.elapsed().as_secs_f64()
+    }
+}
+
 /// The watches of a group.
 #[derive(Debug)]
 pub struct Chain {
@@ -84,8 +101,8 @@ pub struct Chain {
     pub spaces: HashMap<SpaceKey, WatchedSpace>,
     /// Its shared objects and unlinked files.
     pub contents: HashMap<Identity, ContentHashes>,
-    /// The group wrote faster than it was copied, the last time: bytes that it had written again.
-    pub outrun: Option<u64>,
+    /// The group wrote faster than it was copied, the last time.
+    pub outrun: Option<Outrun>,
     hasher: PageHasher,
 }
 

@@ -32,8 +32,8 @@ use crate::config::TrackerChoice;
 use crate::error::Error;
 
 use chain::PageHasher;
-pub use chain::{Chain, ContentHashes, Identity, SpaceKey, WatchedSpace};
-pub use pageset::PageSet;
+pub use chain::{Chain, ContentHashes, Identity, Outrun, SpaceKey, WatchedSpace};
+pub use pageset::{Cursor, PageSet};
 pub use watched::{Watched, is_watched};
 
 /// A way to know which pages were written.

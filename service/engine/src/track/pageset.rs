@@ -1,6 +1,7 @@
 //! A set of page numbers, in ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::Peekable;
 
 /// Page numbers of one container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,9 +67,64 @@ impl PageSet {
         parts
     }
 
+    /// For cutting ranges as [`PageSet::split`] does; quickly where they come in ascending order.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { set: self, at: 0, ranges: self.ranges.iter().peekable() }
+    }
+
+    /// What is left without other ranges, which come in ascending order: first page, number of pages; ascending.
+    pub fn without(&self, others: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+        let (mut rest, mut others) = (Vec::new(), others.peekable());
+        for (first, count) in self.iter() {
+            let (mut at, end) = (first, first + count);
+            while let Some((start, len)) = others.next_if(|(start, _)| *start < end) {
+                if at < start {
+                    rest.push((at, start - at));
+                }
+                at = at.max(start + len);
+            }
+            if at < end {
+                rest.push((at, end - at));
+            }
+        }
+        rest
+    }
+
     /// The ranges: first page, number of pages; ascending.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.ranges.iter().map(|(start, end)| (*start, end - start))
+    }
+}
+
+/// A place in a set.
+#[derive(Debug)]
+pub struct Cursor<'s> {
+    set: &'s PageSet,
+    /// Behind the last range that was cut.
+    at: u64,
+    ranges: Peekable<btree_map::Iter<'s, u64, u64>>,
+}
+
+impl Cursor<'_> {
+    /// Cuts a range where membership changes: `each` gets first page, number of pages, whether they are in the set; ascending.
+    pub fn split(&mut self, first: u64, count: u64, mut each: impl FnMut(u64, u64, bool)) {
+        if first < self.at {
+            self.ranges = self.set.ranges.iter().peekable();
+        }
+        let (mut at, end) = (first, first + count);
+        self.at = end;
+        while at < end {
+            while self.ranges.next_if(|(_, stop)| **stop <= at).is_some() {}
+            let (start, stop) = self.ranges.peek().map_or((end, end), |(start, stop)| (**start, **stop));
+            let start = start.clamp(at, end);
+            if at < start {
+                each(at, start - at, false);
+            }
+            at = start.max(stop.min(end));
+            if start < at {
+                each(start, at - start, true);
+            }
+        }
     }
 }
 
@@ -104,6 +160,19 @@ mod tests {
                 }
                 prop_assert_eq!(at, first + count);
             }
+            let (mut cursor, mut parts) = (set.cursor(), Vec::<(u64, u64, bool)>::new());
+            for (first, count) in [(0, 3), (3, 20), (30, 1), (31, 49), (5, 9)] {
+                let mut of_this = Vec::new();
+                cursor.split(first, count, |first, count, inside| of_this.push((first, count, inside)));
+                prop_assert_eq!(&of_this, &set.split(first, count));
+                if parts.last().is_none_or(|(last, ..)| *last < first) {
+                    parts.extend(of_this);
+                }
+            }
+            let within = parts.iter().filter(|(.., inside)| *inside).map(|(first, count, _)| (*first, *count));
+            let mut rest = set.clone();
+            within.clone().for_each(|(first, count)| rest.remove(first, count));
+            prop_assert_eq!(set.without(within), rest.iter().collect::<Vec<_>>());
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Refusal, Tol
 use crate::capture::members::SpaceFacts;
 use crate::capture::precopy::Early;
 use crate::capture::{Files, Objects};
-use crate::track::{PageSet, Watch, is_watched};
+use crate::track::{Cursor, Watch, is_watched};
 
 const WITHOUT_DESCRIPTOR: Refusal = Refusal {
     code: "io-uring",
@@ -124,8 +124,8 @@ impl Capture {
                 stale: Vec::new(),
                 identity: None,
             },
-            early: input.early,
-            stale: input.early.map(|early| early.copied.clone()).unwrap_or_default(),
+            early: input.early.map(|early| (early, early.armed.cursor(), early.copied.cursor())),
+            kept: Vec::new(),
         };
         let mut mappings = Vec::with_capacity(shown.len());
         for mut mapping in shown {
@@ -141,7 +141,9 @@ impl Capture {
             }
             mappings.push(record);
         }
-        pages.told.stale = pages.stale.iter().collect();
+        if let Some(early) = input.early {
+            pages.told.stale = early.copied.without(pages.kept.into_iter());
+        }
         self.told.push(pages.told);
         let exe = PathBuf::from(format!("/proc/{tid}/exe"));
         let stat = nix::sys::stat::stat(&exe).map_err(|e| read_error(&exe, e))?;
@@ -251,32 +253,31 @@ struct Pages<'a> {
     /// Of a space that nobody watches.
     census: Census,
     told: Told,
-    early: Option<&'a Early>,
-    /// What was copied before the window and was not met again.
-    stale: PageSet,
+    /// What was copied before the window, with what of it was armed, and copied.
+    early: Option<(&'a Early, Cursor<'a>, Cursor<'a>)>,
+    /// What of it is still what it was: first page, number of pages; ascending.
+    kept: Vec<(u64, u64)>,
 }
 
 impl Pages<'_> {
     /// Says where pages are that were not written since they were armed: copied before the window, or with the parent. Where
-    /// neither has them they are added to `copy`.
+    /// neither has them they are added to `copy`. Call it in ascending order.
     fn place(&mut self, first: u64, count: u64, copy: &mut Vec<AddrRange>) {
-        let armed = self.early.map_or_else(|| vec![(first, count, false)], |e| e.armed.split(first, count));
-        for (first, count, armed) in armed {
-            if !armed && self.told.inherits.is_some() {
-                self.told.parents.push((first, count));
-                continue;
-            }
-            let copied = match self.early {
-                Some(early) if armed && !early.distrusted => early.copied.split(first, count),
-                _ => vec![(first, count, false)],
-            };
-            for (first, count, copied) in copied {
-                match copied {
-                    true => self.stale.remove(first, count),
-                    false => copy.push(AddrRange::new(VirtAddr(first * PAGE), count * PAGE)),
-                }
-            }
-        }
+        let Self { told, early, kept, .. } = self;
+        let mut copy = |first, count| copy.push(AddrRange::new(VirtAddr(first * PAGE), count * PAGE));
+        let mut not_armed = |first, count, copy: &mut dyn FnMut(u64, u64)| match told.inherits {
+            Some(_) => told.parents.push((first, count)),
+            None => copy(first, count),
+        };
+        let Some((early, armed, copied)) = early else { return not_armed(first, count, &mut copy) };
+        armed.split(first, count, |first, count, is_armed| match is_armed {
+            false => not_armed(first, count, &mut copy),
+            true if early.distrusted => copy(first, count),
+            true => copied.split(first, count, |first, count, is_copied| match is_copied {
+                true => kept.push((first, count)),
+                false => copy(first, count),
+            }),
+        });
     }
 }
 
