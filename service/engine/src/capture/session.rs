@@ -186,7 +186,7 @@ impl Capture {
         memory.know_rings(std::mem::take(&mut open.rings));
         let (direct, with_rings) = (spaces_of(&people, &open.direct), spaces_of(&people, &open.with_rings));
         let taking = Spaces { group, units: &self.units, deadline, direct, with_rings };
-        let registries = (&mut self.files, &mut self.objects);
+        let registries = (&mut self.files, &mut self.objects, &mut *time);
         let spaces = taking.take(&people.spaces, members, &mut chain, &mut memory, &mut early, registries)?;
         refuse(group, memory.problems())?;
         time.lap("spaces");

@@ -12,6 +12,7 @@ use super::precopy::Early;
 use super::{Files, Objects};
 use crate::error::{Error, with_sources};
 use crate::parallel;
+use crate::timeline::Timeline;
 use crate::track::{Chain, SpaceKey, WatchedSpace};
 
 /// Whose spaces are taken, and until when.
@@ -43,16 +44,18 @@ impl Spaces<'_> {
         chain: &mut Chain,
         memory: &mut memory::Capture,
         early: &mut HashMap<SpaceKey, Early>,
-        (files, objects): (&mut Files, &mut Objects),
+        (files, objects, time): (&mut Files, &mut Objects, &mut Timeline),
     ) -> Result<Vec<SpaceRecord>, Error> {
         let keys = parallel::map(all, 16, |facts| SpaceKey::of(facts.pid));
         let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(|e| self.failed(e))?;
         let mut watched = self.watches(all, &keys, members, chain)?;
+        time.lap("watches");
         let before = memory.before();
         let looked: Vec<Result<Looked, MemoryError>> =
             parallel::map_mut(&mut watched, 4, |(facts, space)| {
                 before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _))
             });
+        time.lap("pages");
         let mut spaces = Vec::with_capacity(all.len());
         for (((facts, mut watched), key), looked) in watched.into_iter().zip(keys).zip(looked) {
             in_time(self.group, self.deadline)?;
