@@ -153,8 +153,8 @@ impl Systemd {
         // systemd forgets a unit that has stopped between two questions, and for each it would read all files of the unit anew.
         self.bridge.run(self.refer(units))?;
         let stubs = self.start_stubs_of_loaded(units);
-        self.bridge.run(self.dismiss(units))?;
-        stubs
+        let dismissed = self.bridge.run(self.dismiss(units));
+        stubs.and_then(|stubs| dismissed.map(|()| stubs))
     }
 
     /// Keeps units loaded.
