@@ -84,8 +84,16 @@ pub(super) fn pid_namespaces(processes: &[(i32, UnitIndex, u64, usize, i32)]) ->
     away.map(|p| (p.0, p.1)).collect()
 }
 
+/// A process that lives in other namespaces than its unit's main process, whose are `home`.
+pub(super) fn away(home: &NamespaceRecord, own: &NamespaceRecord, pid: i32, unit: &str) -> Option<Problem> {
+    let kind = first_difference(home, own)?;
+    let text = format!("it lives in another {kind} namespace than its unit's main process");
+    let remedy = "configure the service not to make namespaces of its own, which cannot be rebuilt, or stop it for the checkpoint";
+    Some(refusal("namespace", unit, pid, format!("ns/{kind}"), &text, remedy))
+}
+
 /// The first kind of namespace in which two processes differ; of PID namespaces see [`pid_namespaces`].
-pub(super) fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static str> {
+fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static str> {
     let kinds = [
         ("mnt", a.mnt, b.mnt),
         ("net", a.net, b.net),

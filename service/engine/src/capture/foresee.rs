@@ -9,7 +9,7 @@ use ckpt_image::records::{NamespaceRecord, UnitIndex};
 use ckpt_sys::task;
 use nix::unistd::Pid;
 
-use super::family::{children, first_difference, namespaces, pid_namespaces, user_namespace};
+use super::family::{self, children, namespaces, pid_namespaces, user_namespace};
 use super::member::refusal;
 use super::sharing::is_plain_thread;
 use super::text;
@@ -70,10 +70,7 @@ fn homes(candidates: &[Candidate<'_>]) -> HashMap<UnitIndex, NamespaceRecord> {
 
 /// It lives in other namespaces than its unit.
 fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
-    let kind = first_difference(home, &namespaces(candidate.task))?;
-    let text = format!("it lives in another {kind} namespace than its unit's main process");
-    let remedy = "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
-    Some(refusal("namespace", candidate.unit_name, candidate.pid, format!("ns/{kind}"), &text, remedy))
+    family::away(home, &namespaces(candidate.task), candidate.pid, candidate.unit_name)
 }
 
 /// Those in PID namespaces that a restore cannot make.

@@ -16,7 +16,7 @@ use ckpt_sys::time_limit::Sleepers;
 use ckpt_sys::{AddrRange, Error as SysError, cgroup};
 use nix::unistd::Pid as TaskId;
 
-use super::family::{first_difference, parents_first, pid_namespaces, unit_of, user_namespace};
+use super::family::{away, parents_first, pid_namespaces, unit_of, user_namespace};
 use super::files::Files as FileRegistry;
 use super::filters::Filters;
 use super::identities::{Identities, collisions};
@@ -252,14 +252,8 @@ impl Members {
                     &unit.name,
                     unit.private_users,
                 ));
-                let Some(kind) = first_difference(&main.shown.namespaces, &member.shown.namespaces) else {
-                    continue;
-                };
-                let text = format!("it lives in another {kind} namespace than its unit's main process");
-                let remedy =
-                    "stop it for the checkpoint; namespaces made by a service itself cannot be rebuilt";
-                let pid = member.live.process().as_raw();
-                problems.push(refusal("namespace", &unit.name, pid, format!("ns/{kind}"), &text, remedy));
+                let process = member.live.process().as_raw();
+                problems.extend(away(&main.shown.namespaces, &member.shown.namespaces, process, &unit.name));
             }
         }
     }
