@@ -12,7 +12,10 @@
 //! As long as the tracer lives it gives the thread its registers back as they were at the stop, so the kernel itself
 //! decides between handler and restart. Only if the tracer dies does the runner go on with [`without_kernel`].
 
+use crate::error::Result;
 use crate::ptrace::Registers;
+use crate::task;
+use crate::thread::Stopped;
 
 /// Number of restart_syscall(2).
 pub(crate) const RESTART_SYSCALL: u64 = 219;
@@ -87,6 +90,19 @@ pub fn live(regs: &Registers, signal_pending: bool) -> Registers {
         live.rax = ERESTARTNOHAND as u64;
     }
     live
+}
+
+/// Gives a stopped thread the registers of [`live`]; tells them, and whether a signal that it does not block waits for it, which is looked at
+/// only where it matters.
+pub(crate) fn go_on(thread: &Stopped, at_stop: &Registers, mask: u64) -> Result<(Registers, bool)> {
+    if at_stop.rax as i64 != -4 {
+        return Ok((*at_stop, false));
+    }
+    let signal_pending =
+        task::status(thread.tid()).is_ok_and(|s| (s.pending | s.shared_pending) & !mask != 0);
+    let registers = live(at_stop, signal_pending);
+    thread.set_registers(&registers)?;
+    Ok((registers, signal_pending))
 }
 
 /// The same for a thread that cannot rely on the kernel's restart, because orig_rax is lost on its way: wound back by hand.

@@ -17,8 +17,8 @@ use nix::unistd::Pid;
 use crate::cgroup::{Cgroup, Frozen, Member};
 use crate::error::{Error, Result, Subject};
 use crate::ptrace::Options;
-use crate::task;
 use crate::thread::{Care, Deadline, Running, Stop, Stopped, Waited, take_ends};
+use crate::{restart, task};
 
 /// A process all of whose threads are stopped.
 #[derive(Debug)]
@@ -44,6 +44,11 @@ impl Process {
 
     /// Lets all threads go on. Threads that died meanwhile are no failure.
     pub fn release(self) -> Result<()> {
+        // Who ends meanwhile needs nothing any more.
+        for thread in &self.threads {
+            let go_on = || restart::go_on(thread, &thread.registers()?, thread.signal_mask()?);
+            let _ = go_on();
+        }
         let results: Vec<_> = self.threads.into_iter().map(Stopped::detach).collect();
         take_ends_of(&results);
         results.into_iter().filter(|r| !matches!(r, Err(Error::Gone(_)))).collect()
@@ -321,5 +326,35 @@ pub(crate) fn settle(
             }
             return Err((Some(running), e));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// The process under test: this program again.
+    #[test]
+    #[ignore = "runs in a process of its own"]
+    fn waiter() {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: plain system calls; `event` has room for the one event that is asked for.
+        let got = unsafe { libc::epoll_wait(libc::epoll_create1(0), &raw mut event, 1, 500) };
+        assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    #[test]
+    fn a_call_that_a_stop_interrupts_goes_on() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut child = command.args(["--exact", "seize::tests::waiter", "--ignored"]).spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(60));
+            let held = seize_processes(&[pid], Deadline::after(Duration::from_secs(5))).unwrap();
+            assert_eq!(held.len(), 1);
+            held.into_iter().for_each(|process| process.release().unwrap());
+        }
+        assert!(child.wait().unwrap().success());
     }
 }

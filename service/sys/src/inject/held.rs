@@ -104,12 +104,7 @@ impl Held {
         let (tid, stop) = (thread.tid(), thread.reason());
         let at_stop = thread.registers()?;
         let mask = thread.signal_mask()?;
-        let (mut registers, mut signal_pending) = (at_stop, false);
-        if at_stop.rax as i64 == -i64::from(libc::EINTR) {
-            signal_pending = task::status(tid).is_ok_and(|s| (s.pending | s.shared_pending) & !mask != 0);
-            registers = restart::live(&at_stop, signal_pending);
-            thread.set_registers(&registers)?;
-        }
+        let (registers, signal_pending) = restart::go_on(&thread, &at_stop, mask)?;
         let (selector, slot) = selector(&thread)?;
         let at = At::Stopped(thread);
         Ok(Self { at, tid, stop, at_stop, registers, mask, signal_pending, selector, slot, rest: None })
