@@ -52,6 +52,11 @@ fn request() -> raw::uffdio_api {
 
 /// Whether the kernel has it: tried on ourselves. Errors are answers here: `Err(errno)` says why not.
 pub fn probe() -> std::result::Result<(), Errno> {
+    open_here().map(drop)
+}
+
+/// One of this process itself.
+fn open_here() -> std::result::Result<OwnedFd, Errno> {
     // SAFETY: takes flags only, gives a new descriptor or an error.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) })?;
     // SAFETY: the descriptor was just made and belongs to nobody else.
@@ -59,7 +64,7 @@ pub fn probe() -> std::result::Result<(), Errno> {
     let mut api = request();
     // SAFETY: api is a valid uffdio_api that outlives the call.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) })?;
-    Ok(())
+    Ok(fd)
 }
 
 impl WriteWatch {
@@ -205,18 +210,6 @@ mod tests {
     const PAGE: u64 = 4096;
     const PAGES: u64 = 3000;
 
-    /// One of this process itself; `None` where the kernel does not have it.
-    fn of_ourselves() -> Option<WriteWatch> {
-        // SAFETY: takes flags only, gives a new descriptor or an error.
-        let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) }).ok()?;
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-        let mut api = request();
-        // SAFETY: api is a valid uffdio_api that outlives the call.
-        Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) }).ok()?;
-        Some(WriteWatch { pid: Pid::this(), fd })
-    }
-
     /// What both ways of taking a census tell of a range.
     fn told(map: &mut Pagemap, range: AddrRange) -> [Tracked; 2] {
         [true, false].map(|watched| {
@@ -228,9 +221,9 @@ mod tests {
 
     #[test]
     fn a_look_at_what_may_be_written_tells_the_same_as_one_at_every_page() {
-        let Some(watch) = of_ourselves() else {
-            eprintln!("skipped: no asynchronous write protection here: {:?}", probe());
-            return;
+        let watch = match open_here() {
+            Ok(fd) => WriteWatch { pid: Pid::this(), fd },
+            Err(e) => return eprintln!("skipped: no asynchronous write protection here: {e}"),
         };
         let len = (PAGES * PAGE) as usize;
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);

@@ -62,9 +62,9 @@ fn attempt(
     job.stage(Stage::Checking);
     arrival::wait(&engine.settings.run, &group.name, job)?;
     let units = engine.units.units(group)?;
-    let (subvolumes, problems) = check::group(&engine.place()?, group, &units)?;
+    let (subvolumes, mut problems) = check::group(&engine.place()?, group, &units)?;
     // What waits now is not what waits in the window, which looks for it.
-    let (_, problems): (Vec<_>, Vec<_>) = problems.into_iter().partition(waiting::is_why);
+    problems.retain(|problem| !waiting::is_why(problem));
     if problems.iter().any(|p| p.severity == Severity::Error) {
         return Err(Error::NotCheckpointable { group: group.name.clone(), problems });
     }

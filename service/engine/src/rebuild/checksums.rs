@@ -1,6 +1,6 @@
 //! Comparing the pages that are read straight into members with their checksums: in a process of its own, while they are read.
 
-use ckpt_image::{PageReader, Place, Run};
+use ckpt_image::{PageReader, Run};
 use ckpt_sys::clone::{CloneArgs, fork_with};
 use nix::libc;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -63,9 +63,5 @@ fn runs<'a>(scripts: &'a [&Script]) -> impl Iterator<Item = &'a Run> {
 }
 
 fn compare(pages: &PageReader, scripts: &[&Script]) -> Result<(), Failure> {
-    let stored = runs(scripts).filter_map(|run| match run.place {
-        Place::File { image, offset } => Some((image, offset, run.count * ckpt_image::PAGE_SIZE)),
-        Place::Zero => None,
-    });
-    prepared::compare(pages, stored)
+    prepared::compare(pages, runs(scripts).filter_map(prepared::place_of))
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::records::GroupImage;
-use ckpt_image::{PAGE_SIZE, PageReader, Place, read_state};
+use ckpt_image::{PAGE_SIZE, PageReader, Place, Run, read_state};
 use ckpt_sys::nursery;
 use serde::{Deserialize, Serialize};
 
@@ -78,10 +78,15 @@ pub fn serve(mut input: impl BufRead, mut output: impl Write) -> std::io::Result
 /// Image, offset and length of everything that the checkpoint has stored.
 fn stored(pages: &PageReader) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
     let runs = pages.containers().flat_map(|container| pages.runs(container, 0, u64::MAX));
-    runs.filter_map(|run| match run.place {
+    runs.filter_map(|run| place_of(&run))
+}
+
+/// The same of a run; none of zero pages.
+pub(super) fn place_of(run: &Run) -> Option<(usize, u64, u64)> {
+    match run.place {
         Place::File { image, offset } => Some((image, offset, run.count * PAGE_SIZE)),
         Place::Zero => None,
-    })
+    }
 }
 
 /// Reads image, offset and length of each, and compares it with its checksums. Errors: those of [`PageReader::read_at`].

@@ -2,7 +2,7 @@
 //!
 //! Whether a page belongs to a file, or is the kernel's zero page, is in the description of its frame: some 80 ns a page where that is in
 //! no cache, 20 ms a GiB. Whether it is protected is in its page table entry, and a PAGEMAP_SCAN that asks for nothing else
-//! (category_mask = return_mask = PAGE_IS_WRITTEN) has a loop of its own in the kernel: 0.5 ms a GiB. It counts pages that are not there
+//! (category_mask = return_mask = PAGE_IS_WRITTEN) has a loop of its own in the kernel: 1 ms a GiB. It counts pages that are not there
 //! as written, so what it finds is looked at again.
 
 use nix::errno::Errno;
