@@ -246,6 +246,7 @@ fn make() -> Option<*mut u8> {
     // SAFETY: SIZE bytes, page-aligned, sealed in size, mapped for ever.
     let table = unsafe { Table::<'static>::trusted(base) };
     table.set_control(crate::protect::address());
+    table.set_resume(crate::resume::address());
     table.initialize(process);
     PLACE.store(base, Relaxed);
     ROOT.base.store(base, Release);

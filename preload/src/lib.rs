@@ -17,6 +17,7 @@ mod kernel;
 mod preload_value;
 mod protect;
 mod real;
+mod resume;
 mod scratch;
 mod thread;
 

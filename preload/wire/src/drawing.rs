@@ -24,7 +24,10 @@ macro_rules! offsets {
 
 #[test]
 fn the_drawing_tells_the_offsets() {
-    assert_eq!(told("in the header"), offsets!(Header: magic version size pid used control gate overflow));
+    assert_eq!(
+        told("in the header"),
+        offsets!(Header: magic version size pid used control resume gate overflow)
+    );
     assert_eq!(told("in the gate"), offsets!(Gate: word waiting beat lease owner owner_start closings));
     assert_eq!(told("in the overflow"), offsets!(Overflow: added executing expired waits));
     assert_eq!(told("in a slot"), offsets!(Slot: word thread code fd other offset length));

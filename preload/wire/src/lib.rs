@@ -4,9 +4,9 @@
 //! shared; the daemon finds it in `/proc/PID/maps` as [`MAPS_NAME`] and maps it through `/proc/PID/map_files`.
 //!
 //! ```text
-//! offset   0        8        12       16       20       24
-//!          ┌────────┬────────┬────────┬────────┬────────┬────────┬──────────────────────────┐
-//!      0   │ magic  │version │ size   │ pid    │ used   │control │ -                        │  written by the library
+//! offset   0        8        12       16       20       24       32
+//!          ┌────────┬────────┬────────┬────────┬────────┬────────┬────────┬─────────────────┐
+//!      0   │ magic  │version │ size   │ pid    │ used   │control │ resume │ -               │  written by the library
 //!          ├────┬───┴────┬───┴────┬───┴────┬───┴───┬────┴────────┼────────┴┬────────────────┤
 //!     64   │gate│waiting │ beat   │ lease  │ owner │ owner_start │ closings│ -              │  the gate: written by the daemon
 //!          │ u32│ u32    │ u64    │ ns u64 │ u32 - │ u64         │ u64     │                │  (waiting: by the library)
@@ -21,7 +21,7 @@
 //!          ├────────┴────────┴────────┴────────┴────────┴────────┴────────┴──────────────────┤
 //!    320   │ slot 1 …                                                                        │
 //!          └─────────────────────────────────────────────────────────────────────────────────┘
-//! in the header: magic 0 · version 8 · size 12 · pid 16 · used 20 · control 24 · gate 64 · overflow 128
+//! in the header: magic 0 · version 8 · size 12 · pid 16 · used 20 · control 24 · resume 32 · gate 64 · overflow 128
 //! in the gate: word 0 · waiting 4 · beat 8 · lease 16 · owner 24 · owner_start 32 · closings 40
 //! in the overflow: added 0 · executing 4 · expired 8 · waits 16
 //! in a slot: word 0 · thread 8 · code 12 · fd 16 · other 20 · offset 24 · length 32      word = sequence << 8 | state
@@ -67,6 +67,7 @@ mod drawing;
 mod gate;
 mod operation;
 pub mod protect;
+pub mod resume;
 mod slot;
 mod table;
 
@@ -75,5 +76,5 @@ pub use operation::{OpCode, Subject};
 pub use slot::{Entry, Saved, Slot, State};
 pub use table::{
     HEADER, Header, MAGIC, MAPS_NAME, NAME, Overflow, REQUIRED_SEALS, SIZE, SLOTS, Table, TableError,
-    VERSION, is_head, used_bytes,
+    VERSION, is_head, resume_address, used_bytes,
 };

@@ -41,6 +41,14 @@ pub fn used_bytes(head: &[u8; HEADER]) -> usize {
     HEADER + (used as usize).min(SLOTS) * size_of::<Slot>()
 }
 
+/// Where a member has [`crate::resume::CODE`], told by the head of its table; 0 if it has none.
+pub fn resume_address(head: &[u8; HEADER]) -> u64 {
+    let at = core::mem::offset_of!(Header, resume);
+    let mut word = [0; 8];
+    word.copy_from_slice(&head[at..at + 8]);
+    u64::from_ne_bytes(word)
+}
+
 /// The head of a table; the drawing is at the head of the crate.
 #[repr(C)]
 pub struct Header {
@@ -50,6 +58,7 @@ pub struct Header {
     pub(crate) pid: AtomicU32,
     pub(crate) used: AtomicU32,
     pub(crate) control: AtomicU64,
+    pub(crate) resume: AtomicU64,
     pub(crate) gate: Gate,
     pub(crate) overflow: Overflow,
 }
@@ -227,6 +236,11 @@ impl<'m> Table<'m> {
     /// Tells it.
     pub fn set_control(&self, address: u64) {
         self.header().control.store(address, Release);
+    }
+
+    /// Tells where [`crate::resume::CODE`] is in the member; 0, as of an older library, if it has none.
+    pub fn set_resume(&self, address: u64) {
+        self.header().resume.store(address, Release);
     }
 
     /// The pid of the process as it saw itself when it made the table.

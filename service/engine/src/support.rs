@@ -243,10 +243,9 @@ const PROCESSES: &[Row] = &[
     ),
     reset("child whose going on after a stop was not waited for (WCONTINUED)", "", "not told any more"),
     reset("overruns of a POSIX timer whose signal waits", "", "counted anew (timer_getoverrun)"),
-    reset(
-        "large write that a checkpoint meets in its middle",
-        "",
-        "returns what was written so far, also in a process that goes on",
+    restored(
+        "call that a checkpoint meets in its middle: a large write, MSG_WAITALL, many messages",
+        "goes on with the rest; without the preload library it returns what was done so far, also in a process that goes on",
     ),
     restored(
         "cgroups that a service made below its own (Delegate=)",
@@ -266,7 +265,10 @@ const PROCESSES: &[Row] = &[
         "time limit of poll, epoll_wait, semtimedop, sigtimedwait, nanosleep, futex with a relative time, io_getevents",
         "the rest of it; begins anew where the kernel does not tell when a thread fell asleep (no /proc/PID/sched)",
     ),
-    reset("time limit of a socket: SO_RCVTIMEO, SO_SNDTIMEO", "", "of a call that waits begins anew"),
+    restored(
+        "time limit of a socket: SO_RCVTIMEO, SO_SNDTIMEO",
+        "the rest of it, with the preload library; of connect(2) it begins anew",
+    ),
 ];
 
 /// The parts of the table, with their titles.

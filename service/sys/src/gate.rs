@@ -17,12 +17,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use ckpt_wire::{MAPS_NAME, OpCode, REQUIRED_SEALS, SIZE, State, Subject as Touches, Table};
+use ckpt_wire::resume::CODE;
+use ckpt_wire::{
+    HEADER, MAPS_NAME, OpCode, REQUIRED_SEALS, SIZE, State, Subject as Touches, Table, is_head,
+    resume_address,
+};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
-use crate::{AddrRange, VirtAddr, proc_file, task};
+use crate::{AddrRange, VirtAddr, proc_file, remote, task};
 
 /// An operation that a table tells. Everything but the process is the member's own word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -250,6 +254,19 @@ impl Operation {
 struct Threads {
     pid: Pid,
     all: Option<BTreeMap<u32, bool>>,
+}
+
+/// Where a process has the code of [`ckpt_wire::resume`], byte for byte; `None` if its library is older, or it has none.
+pub(crate) fn resume_code(pid: Pid) -> Option<VirtAddr> {
+    let maps = proc_file::read(format!("/proc/{pid}/maps")).ok()?;
+    let tables = parse_tables(&maps, memory_device().ok()?);
+    tables.into_iter().find_map(|table| {
+        let (mut head, mut code) = ([0; HEADER], [0; CODE.len()]);
+        remote::read(pid, table.start, &mut head).ok()?;
+        let address = VirtAddr(is_head(&head).then(|| resume_address(&head))?);
+        remote::read(pid, address, &mut code).ok().filter(|()| code == CODE)?;
+        Some(address)
+    })
 }
 
 impl Threads {

@@ -38,6 +38,13 @@ pub enum Limit {
     Millis(usize),
     /// A pointer to struct timespec, in this argument; null: none.
     Timespec(usize),
+    /// An option of the socket, if it is one; the events of poll(2) that the call waits for.
+    Socket {
+        /// POLLIN or POLLOUT.
+        events: i16,
+        /// SO_RCVTIMEO or SO_SNDTIMEO.
+        option: i32,
+    },
 }
 
 impl Limit {
@@ -53,9 +60,22 @@ impl Limit {
             libc::SYS_futex if args[1] & FUTEX_COMMAND == FUTEX_WAIT => Self::Timespec(3),
             libc::SYS_nanosleep if args[1] == 0 => Self::Timespec(0),
             libc::SYS_clock_nanosleep if args[1] & TIMER_ABSTIME == 0 && args[3] == 0 => Self::Timespec(2),
+            libc::SYS_read
+            | libc::SYS_readv
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_accept
+            | libc::SYS_accept4 => Self::Socket { events: libc::POLLIN, option: libc::SO_RCVTIMEO },
+            libc::SYS_recvmmsg if args[4] == 0 => {
+                Self::Socket { events: libc::POLLIN, option: libc::SO_RCVTIMEO }
+            }
+            libc::SYS_write | libc::SYS_writev | libc::SYS_sendto | libc::SYS_sendmsg => {
+                Self::Socket { events: libc::POLLOUT, option: libc::SO_SNDTIMEO }
+            }
             _ => return None,
         };
         match limit {
+            Self::Socket { .. } => Some(limit),
             Self::Millis(place) => (args[place] as i32 >= 0).then_some(limit),
             Self::Timespec(place) => (args[place] != 0).then_some(limit),
         }
@@ -101,12 +121,20 @@ impl Sleepers {
 fn look(tid: Pid, clocks: &mut Clocks) -> Option<Asleep> {
     let call = task::blocked_in(tid)?;
     if call.nr != libc::SYS_restart_syscall as u64 {
-        Limit::of(call.nr, &call.args)?;
+        let limit = Limit::of(call.nr, &call.args)?;
+        if matches!(limit, Limit::Socket { .. }) && !is_socket(tid, call.args[0] as i32) {
+            return None;
+        }
     }
     let directory = format!("/proc/{tid}");
     let (left, switches) = sched(&directory)?;
     let since = clocks.monotonic(cpu(&proc_file::read(format!("{directory}/stat")).ok()?)?, left)?;
     Some(Asleep { call, since, switches })
+}
+
+fn is_socket(tid: Pid, fd: i32) -> bool {
+    std::fs::read_link(format!("/proc/{tid}/fd/{fd}"))
+        .is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
 }
 
 /// When a thread last left its CPU, on that CPU's clock, and how often it has gone to sleep.
@@ -174,7 +202,8 @@ mod tests {
             (libc::SYS_rt_sigtimedwait, Some(Limit::Timespec(2))),
             (libc::SYS_nanosleep, None),       // its pointer is null
             (libc::SYS_clock_nanosleep, None), // it tells the rest
-            (libc::SYS_read, None),
+            (libc::SYS_recvfrom, Some(Limit::Socket { events: libc::POLLIN, option: libc::SO_RCVTIMEO })),
+            (libc::SYS_connect, None),
         ] {
             assert_eq!(Limit::of(nr as u64, &args), limit, "{nr}");
         }

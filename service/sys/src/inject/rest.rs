@@ -1,5 +1,7 @@
 //! A call that a stop interrupted goes on with what is left of its time.
 
+mod detour;
+
 use std::time::Duration;
 
 use super::held::Held;
@@ -46,6 +48,12 @@ impl Held {
     /// What the kernel goes on with by itself as long as the thread lives (restart_syscall(2)) is left to it, but for poll(2): made
     /// again, the call tells the next stop the truth.
     pub(super) fn keep_time_limit(&mut self, sleepers: &Sleepers) -> Result<()> {
+        if let Some(detour) = self.detour(sleepers) {
+            // Here, and where it is restored: it has not been stopped in a call any more.
+            self.stopped()?.set_registers(&detour)?;
+            (self.at_stop, self.registers) = (detour, detour);
+            return Ok(());
+        }
         let Some((nr, call, rest)) = self.rest_of_call(sleepers) else { return Ok(()) };
         self.rest = Some(rest);
         let by_kernel = call.result == RESTARTBLOCK;
@@ -80,6 +88,7 @@ impl Held {
                 let millis = whole.saturating_sub(elapsed).as_nanos().div_ceil(1_000_000);
                 Rest { place, value: u64::try_from(millis).ok()? }
             }
+            Limit::Socket { .. } => return None,
             Limit::Timespec(place) => {
                 let mut words = [0; 16];
                 remote::read(self.tid, VirtAddr(call.args[place]), &mut words).ok()?;
