@@ -15,6 +15,7 @@
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/timerfd.h>
+#include <sys/xattr.h>
 #include <sys/uio.h>
 
 static int file(const char *name, int flags)
@@ -171,6 +172,23 @@ CASE(tmpfile_linked_later)
 	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
 	same(linkat(AT_FDCWD, name, AT_FDCWD, in_dir("now-named"), AT_SYMLINK_FOLLOW), 0);
 	same(access(in_dir("now-named"), F_OK), 0);
+}
+
+CASE(tmpfile_with_attributes)
+{
+	char value[8];
+	struct stat now;
+	int fd = must(open(victim_dir, O_TMPFILE | O_RDWR, 0640));
+	must(fsetxattr(fd, "user.colour", "red", 3, 0));
+	must(fchmod(fd, 0751));
+	must(ftruncate(fd, 12345));
+	restored();
+	same(fgetxattr(fd, "user.colour", value, sizeof value), 3);
+	holds(!memcmp(value, "red", 3));
+	must(fstat(fd, &now));
+	same(now.st_mode & 07777, 0751);
+	same(now.st_size, 12345);
+	same(now.st_nlink, 0);
 }
 
 CASE(unlinked)

@@ -1246,6 +1246,90 @@ CASE(udp_options)
 	same(option(fd, SOL_SOCKET, SO_PRIORITY), 5);
 }
 
+CASE(udp_options_seldom_used)
+{
+	static const int names[] = { SO_DEBUG, SO_NO_CHECK, 82 };
+	int fd = must(socket(AF_INET, SOCK_DGRAM, 0)), one = 1, got;
+	socklen_t size = sizeof one;
+	for (int i = 0; i < 3; i++)
+		if (setsockopt(fd, SOL_SOCKET, names[i], &one, size))
+			holds(names[i] == 82); /* SO_RCVPRIORITY, Linux 6.14 */
+	int rcvpriority = !getsockopt(fd, SOL_SOCKET, 82, &got, &size);
+	restored();
+	for (int i = 0; i < 2 + rcvpriority; i++) {
+		got = 0;
+		must(getsockopt(fd, SOL_SOCKET, names[i], &got, &size));
+		same(got, 1);
+	}
+}
+
+CASE(tcp_options_before_connect)
+{
+	int fd = must(socket(AF_INET, SOCK_STREAM, 0)), listener = must(socket(AF_INET, SOCK_STREAM, 0));
+	int segment = 1000, window = 20000, got = 9;
+	socklen_t size = sizeof got;
+	must(setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, size));
+	must(setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &window, size));
+	must(setsockopt(listener, IPPROTO_TCP, TCP_MAXSEG, &segment, size));
+	must(listen(listener, 1));
+	restored();
+	must(getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &got, &size));
+	same(got, segment);
+	must(getsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &got, &size));
+	same(got, window);
+	must(getsockopt(listener, IPPROTO_TCP, TCP_MAXSEG, &got, &size));
+	same(got, segment);
+}
+
+/* The options of a raw socket, whatever its protocol. */
+CASE(raw_options)
+{
+	static const int protocols[] = { IPPROTO_ICMP, IPPROTO_UDP, IPPROTO_TCP, 253 };
+	int fds[4], one = 1, got;
+	socklen_t size = sizeof one;
+	for (int i = 0; i < 4; i++) {
+		fds[i] = must(socket(AF_INET, SOCK_RAW, protocols[i]));
+		must(setsockopt(fds[i], IPPROTO_IP, IP_HDRINCL, &one, size));
+		must(setsockopt(fds[i], IPPROTO_IP, 22, &one, size)); /* IP_NODEFRAG */
+		must(setsockopt(fds[i], IPPROTO_IP, IP_MULTICAST_TTL, &(int){ 7 }, size));
+	}
+	must(setsockopt(fds[0], 255, 1, &one, size)); /* SOL_RAW, ICMP_FILTER */
+	restored();
+	for (int i = 0; i < 4; i++) {
+		must(getsockopt(fds[i], IPPROTO_IP, IP_HDRINCL, &got, &size));
+		same(got, 1);
+		must(getsockopt(fds[i], IPPROTO_IP, 22, &got, &size));
+		same(got, 1);
+		must(getsockopt(fds[i], IPPROTO_IP, IP_MULTICAST_TTL, &got, &size));
+		same(got, 7);
+		must(getsockopt(fds[i], SOL_SOCKET, SO_PROTOCOL, &got, &size));
+		same(got, protocols[i]);
+	}
+	must(getsockopt(fds[0], 255, 1, &got, &size));
+	same(got, 1);
+}
+
+/* Those who listen for devices ask for the credentials of who tells of them. */
+CASE(netlink_passes_credentials)
+{
+	int fd = must(socket(AF_NETLINK, SOCK_RAW, 15)), one = 1, got = 0;
+	socklen_t size = sizeof one;
+	must(setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &one, size));
+	restored();
+	must(getsockopt(fd, SOL_SOCKET, SO_PASSCRED, &got, &size));
+	same(got, 1);
+}
+
+CASE(raw_without_checksum)
+{
+	int fd = must(socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6)), none = -1, got = 9;
+	socklen_t size = sizeof got;
+	must(setsockopt(fd, 255, 7, &none, size)); /* SOL_RAW, IPV6_CHECKSUM */
+	restored();
+	must(getsockopt(fd, 255, 7, &got, &size));
+	same(got, -1);
+}
+
 CASE(udp_corked)
 {
 	struct sockaddr_in address = v4(7838);

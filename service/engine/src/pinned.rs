@@ -129,6 +129,7 @@ mod tests {
             size: meta.len(),
             mtime: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
             rdev: 0,
+            attributes: Vec::new(),
             source: FileSource::Path { immutable: true },
         }
     }

@@ -98,13 +98,16 @@ impl Files {
     }
 
     /// Keeps a way to the content of a file that is in the image. `fd` may be open for anything but O_PATH; the first one that is given is
-    /// kept. Errors: those of open(2) on /proc/self/fd.
+    /// kept, and its extended attributes are read. Errors: those of open(2) on /proc/self/fd, flistxattr(2), fgetxattr(2).
     pub fn keep_content(&mut self, id: FileId, fd: BorrowedFd<'_>) -> Result<(), Errno> {
         if self.contents.contains_key(&id) {
             return Ok(());
         }
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let readable = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let attributes = ckpt_sys::xattr::read(readable.as_fd())?.into_iter();
+        self.records[id.index()].attributes =
+            attributes.map(|(name, value)| (name.into_bytes(), value)).collect();
         self.contents.insert(id, readable);
         Ok(())
     }
@@ -179,6 +182,7 @@ fn record(seen: &Seen<'_>, source: FileSource) -> FileRecord {
         size: stat.st_size as u64,
         mtime: stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec,
         rdev: stat.st_rdev,
+        attributes: Vec::new(),
         source,
     }
 }

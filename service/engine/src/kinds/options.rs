@@ -27,6 +27,8 @@ const SOCKET: &[Entry] = &[
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 4),
     (libc::SOL_SOCKET, libc::SO_OOBINLINE, 4),
     (libc::SOL_SOCKET, libc::SO_DONTROUTE, 4),
+    (libc::SOL_SOCKET, libc::SO_DEBUG, 4),
+    (libc::SOL_SOCKET, libc::SO_NO_CHECK, 4),
     (libc::SOL_SOCKET, libc::SO_PRIORITY, 4),
     (libc::SOL_SOCKET, libc::SO_MARK, 4),
     (libc::SOL_SOCKET, libc::SO_LINGER, 8),
@@ -52,6 +54,7 @@ const SOCKET: &[Entry] = &[
     (libc::SOL_SOCKET, 69, 4), // SO_PREFER_BUSY_POLL
     (libc::SOL_SOCKET, 74, 4), // SO_TXREHASH
     (libc::SOL_SOCKET, 75, 4), // SO_RCVMARK
+    (libc::SOL_SOCKET, 82, 4), // SO_RCVPRIORITY, Linux 6.14
     (libc::SOL_SOCKET, libc::SO_SNDBUF, 4),
     (libc::SOL_SOCKET, libc::SO_RCVBUF, 4),
     (libc::SOL_SOCKET, SO_BUF_LOCK, 4), // after the sizes, whose setting changes it
@@ -125,6 +128,7 @@ const IPV6: &[Entry] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND, 4),
     (libc::IPPROTO_IPV6, 29, 4), // IPV6_MULTICAST_ALL
+    (libc::IPPROTO_IPV6, 30, 4), // IPV6_ROUTER_ALERT_ISOLATE
     (libc::IPPROTO_IPV6, 31, 4), // IPV6_RECVERR_RFC4884
 ];
 
@@ -153,6 +157,10 @@ const TCP: &[Entry] = &[
     (libc::IPPROTO_TCP, 45, 4), // TCP_RTO_MIN_US, Linux 6.16
     (libc::IPPROTO_TCP, 46, 4), // TCP_DELACK_MAX_US, Linux 6.16
 ];
+
+/// Of a socket that has not been connected; of a connection they are what both ends made of them.
+const TCP_UNCONNECTED: &[Entry] =
+    &[(libc::IPPROTO_TCP, libc::TCP_MAXSEG, 4), (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 4)];
 
 /// udp(7), with UDP_SEGMENT, UDP_GRO, UDP_NO_CHECK6_TX and _RX, UDP_ENCAP, and what streams have no use for of ip(7) and ipv6(7).
 const UDP: &[Entry] = &[
@@ -183,7 +191,7 @@ const RAW: &[Entry] = &[
     (libc::IPPROTO_IP, libc::IP_NODEFRAG, 4),
     (libc::IPPROTO_IP, libc::IP_ROUTER_ALERT, 4),
     (libc::IPPROTO_IPV6, 36, 4),
-    (libc::IPPROTO_IPV6, 7, 4),
+    (libc::SOL_RAW, 7, 4), // of the other level ICMPv6 refuses to set it
     (libc::IPPROTO_ICMPV6, 1, 32),
 ];
 
@@ -202,8 +210,10 @@ const PACKET: &[Entry] = &[
     (libc::SOL_PACKET, 23, 4),
 ];
 
-/// netlink(7): PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
+/// netlink(7): credentials, PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK.
 const NETLINK: &[Entry] = &[
+    (libc::SOL_SOCKET, libc::SO_PASSCRED, 4),
+    (libc::SOL_SOCKET, libc::SO_PASSSEC, 4),
     (SOL_NETLINK, 3, 4),
     (SOL_NETLINK, 4, 4),
     (SOL_NETLINK, 5, 4),
@@ -214,7 +224,7 @@ const NETLINK: &[Entry] = &[
 ];
 
 /// The options that sockets of this family and protocol have.
-fn entries(family: i32, protocol: i32) -> Vec<&'static [Entry]> {
+fn entries(family: i32, protocol: i32, is_raw: bool) -> Vec<&'static [Entry]> {
     let mut lists = vec![SOCKET];
     match family {
         libc::AF_UNIX => lists.push(UNIX),
@@ -225,11 +235,12 @@ fn entries(family: i32, protocol: i32) -> Vec<&'static [Entry]> {
         _ => {}
     }
     match protocol {
+        // A raw socket has the number of any protocol, and options of its own.
+        _ if is_raw => lists.extend([UDP, RAW]),
         libc::IPPROTO_TCP | libc::IPPROTO_MPTCP => lists.push(TCP),
         libc::IPPROTO_UDPLITE => lists.extend([UDP, UDPLITE]),
-        libc::IPPROTO_UDP | libc::IPPROTO_ICMP => lists.push(UDP),
-        -1 => {}
-        _ => lists.extend([UDP, RAW]),
+        libc::IPPROTO_UDP | libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => lists.push(UDP),
+        _ => {}
     }
     lists
 }
@@ -239,7 +250,13 @@ pub(super) fn read(fd: BorrowedFd<'_>, family: i32, protocol: i32) -> Result<Vec
     // protocol numbers are those of the internet only there (unix and netlink use others)
     let protocol = if matches!(family, libc::AF_INET | libc::AF_INET6) { protocol } else { -1 };
     let mut options = Vec::new();
-    for &(level, name, room) in entries(family, protocol).into_iter().flatten() {
+    let kind = socket::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    let is_raw = kind == libc::SOCK_RAW && protocol != -1;
+    let mut lists = entries(family, protocol, is_raw);
+    if protocol == libc::IPPROTO_TCP && !is_raw && is_unconnected(fd) {
+        lists.push(TCP_UNCONNECTED);
+    }
+    for &(level, name, room) in lists.into_iter().flatten() {
         match socket::option(fd, level, name, room) {
             Ok(value) => options.push(SocketOption { level, name, value }),
             Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EINVAL) => {}
@@ -251,6 +268,14 @@ pub(super) fn read(fd: BorrowedFd<'_>, family: i32, protocol: i32) -> Result<Vec
         options.push(SocketOption { level: libc::SOL_SOCKET, name: libc::SO_ATTACH_FILTER, value: filter });
     }
     Ok(options)
+}
+
+/// Whether a TCP socket is closed or listens, which is the first byte of struct tcp_info.
+fn is_unconnected(fd: BorrowedFd<'_>) -> bool {
+    const CLOSED: u8 = 7;
+    const LISTENING: u8 = 10;
+    let state = socket::option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, 1);
+    state.is_ok_and(|state| matches!(state[..], [CLOSED | LISTENING]))
 }
 
 fn is_filter(option: &SocketOption) -> bool {

@@ -27,6 +27,8 @@ pub struct FileRecord {
     pub mtime: i64,
     /// st_rdev of a device node, else 0.
     pub rdev: u64,
+    /// Extended attributes (xattr(7)), of a file whose content is in the image: names and values.
+    pub attributes: Vec<(Vec<u8>, Vec<u8>)>,
     /// How the file is found again.
     pub source: FileSource,
 }

@@ -1,6 +1,7 @@
 //! Opening files of the image: by path, or made anew from their content.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -219,12 +220,21 @@ fn make(record: &FileRecord, file: FileId, host: &mut dyn Host) -> Result<OwnedF
     Ok(fd)
 }
 
-/// Owner, mode and times of the record.
+/// Owner, mode, extended attributes and times of the record.
 fn own(fd: &OwnedFd, record: &FileRecord) -> Result<(), Error> {
     let path = record.path.display();
     fchown(fd, Some(Uid::from_raw(record.uid)), Some(Gid::from_raw(record.gid)))
         .map_err(Error::call("fchown", &path))?;
     fchmod(fd, Mode::from_bits_retain(record.mode & 0o7777)).map_err(Error::call("fchmod", &path))?;
+    for (name, value) in &record.attributes {
+        let name =
+            CString::new(name.as_slice()).map_err(|_| Error::Dangling(format!("attribute of {path}")))?;
+        match ckpt_sys::xattr::write(fd.as_fd(), &name, value) {
+            // It lies in another file system than it did, which has no such attributes.
+            Err(Errno::ENOTSUP) => {}
+            other => other.map_err(Error::call("fsetxattr", &path))?,
+        }
+    }
     let time = TimeSpec::new(record.mtime.div_euclid(1_000_000_000), record.mtime.rem_euclid(1_000_000_000));
     futimens(fd, &time, &time).map_err(Error::call("futimens", path))
 }
