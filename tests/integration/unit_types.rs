@@ -65,6 +65,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<Test> = COUNTERS.iter().map(counter).collect();
     tests.extend([
         test("unit-dbus", dbus),
+        test("unit-descriptor-store", descriptor_store),
         test("unit-forking", forking),
         test("unit-oneshot", a_oneshot_that_remains_has_children_only),
         test("unit-delegate", delegate),
@@ -181,6 +182,23 @@ fn dbus(name: &str) {
     assert_eq!(group.check()["problems"][0]["code"], "bus-name");
     assert_eq!(run(&["ckptctl", "checkpoint", name]).status.code(), Some(4));
     it.counts_past(it.count());
+}
+
+/// What systemd keeps for a unit is lost when the unit is stopped for a restore: told, and the group goes back all the same.
+fn descriptor_store(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let store = "import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); \
+                 s.connect(os.environ['NOTIFY_SOCKET']); \
+                 socket.send_fds(s, [b'FDSTORE=1\\nFDNAME=kept'], [os.memfd_create('kept')])";
+    let before = format!("systemd-notify --ready; /usr/bin/python3 -c \"{store}\"");
+    let settings = "Type=notify\nNotifyAccess=all\nFileDescriptorStoreMax=4";
+    let one = Counter::start(&group, "counter", &before, settings);
+    eventually("systemd keeps it", 20, || (property(&one.unit, "NFileDescriptorStore") == "1").then_some(()));
+    let problems = group.check()["problems"].clone();
+    let codes: Vec<_> = problems.as_array().expect("a list").iter().map(|p| p["code"].clone()).collect();
+    assert!(codes.contains(&"descriptor-store".into()), "{problems}");
+    goes_back(&group, &[&one]);
 }
 
 /// A daemon that leaves its starter, with a PID file.

@@ -302,6 +302,8 @@ pub struct Unit {
     pub private_users: bool,
     /// WatchdogUSec=, 0 if none.
     pub watchdog_usec: u64,
+    /// NFileDescriptorStore: how many descriptors systemd keeps for it.
+    pub stored_descriptors: u32,
     /// BusName= of a unit of Type=dbus; else empty.
     pub bus_name: String,
     /// Environment that the drop-in of ckpt puts in is in effect: the main process has the preload library mapped.

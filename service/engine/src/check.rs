@@ -43,6 +43,7 @@ fn look(place: &Place, group: &Group, units: &[Unit]) -> Result<(Vec<Subvolume>,
     let (subvolumes, mut problems) = storage::check(place, &group.config.subvolumes)?;
     problems.extend(units.iter().filter_map(|unit| watchdog(unit, group.config.capture.max_freeze)));
     problems.extend(units.iter().filter_map(bus_name));
+    problems.extend(units.iter().filter_map(stored));
     let running: Vec<_> = units.iter().filter(|u| !u.cgroup.is_empty()).cloned().collect();
     let members = members::list(&running)?;
     if members.is_empty() {
@@ -130,6 +131,20 @@ fn bus_name(unit: &Unit) -> Option<Problem> {
         object: format!("BusName={}", unit.bus_name),
         text: "it would lose its name on the bus at a restore, and systemd would stop it".into(),
         remedy: "give it Type=notify or Type=exec if it connects to the bus again by itself; else leave it out of the group".into(),
+    })
+}
+
+/// systemd closes what it keeps for a unit when it stops it, and tells nobody what it is.
+fn stored(unit: &Unit) -> Option<Problem> {
+    (unit.stored_descriptors > 0).then(|| Problem {
+        code: "descriptor-store".into(),
+        severity: Severity::Warning,
+        unit: unit.name.clone(),
+        pid: 0,
+        object: format!("{} descriptors", unit.stored_descriptors),
+        text: "systemd keeps them for it (sd_pid_notify_with_fds(3)), and does no more after a restore"
+            .into(),
+        remedy: "nothing, if the program stores them again before it is started anew".into(),
     })
 }
 

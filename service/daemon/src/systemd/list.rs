@@ -103,7 +103,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
     let service = bridge.service(name).await?;
     let unit = bridge.unit(name).await?;
     let of = |e: zbus::Error| failed(name, &e);
-    let (id, active_state, cgroup, main_pid, runtime, kind, private_tmp, private_users, watchdog) =
+    let (id, active_state, cgroup, main_pid, runtime, kind, private_tmp, private_users, watchdog, stored) =
         try_join!(
             unit.id(),
             unit.active_state(),
@@ -114,6 +114,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
             service.private_tmp(),
             service.private_users(),
             service.watchdog_usec(),
+            service.stored_descriptors(),
         )
         .map_err(of)?;
     let main_pid = i32::try_from(main_pid).unwrap_or(0);
@@ -132,6 +133,7 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
         private_users,
         // USEC_INFINITY: no watchdog.
         watchdog_usec: if watchdog == u64::MAX { 0 } else { watchdog },
+        stored_descriptors: stored,
         bus_name: if kind == "dbus" { service.bus_name().await.map_err(of)? } else { String::new() },
         preloaded: main_pid > 0 && preloaded(main_pid),
     })

@@ -103,6 +103,8 @@ pub trait Service {
     fn kind(&self) -> zbus::Result<String>;
     #[zbus(property)]
     fn bus_name(&self) -> zbus::Result<String>;
+    #[zbus(property, name = "NFileDescriptorStore")]
+    fn stored_descriptors(&self) -> zbus::Result<u32>;
     #[zbus(property, name = "WatchdogUSec")]
     fn watchdog_usec(&self) -> zbus::Result<u64>;
     #[zbus(property)]
