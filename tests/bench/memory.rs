@@ -59,6 +59,7 @@ fn round(pid: Pid) -> [f64; 6] {
         unit: UnitIndex(0),
         layout: LayoutRecord::default(),
         auxv: Vec::new(),
+        start_time: 0,
         thp_disabled: false,
         runner: Vec::new(),
     };

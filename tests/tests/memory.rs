@@ -224,6 +224,7 @@ fn facts(pid: i32, brk: u64, ours: &[AddrRange]) -> SpaceFacts {
         unit: UnitIndex(0),
         layout: LayoutRecord { brk, ..layout },
         auxv: read("auxv"),
+        start_time: 0,
         thp_disabled: parse_status(&read("status")).thp_disabled,
         runner: ours.to_vec(),
     }

@@ -28,7 +28,7 @@ use self::held::{At, Held, run_out};
 use crate::batch::{Batch, Outcome, Slot, words};
 use crate::error::{Error, Result};
 use crate::protect::Protection;
-use crate::ptrace::Registers;
+use crate::ptrace::{DispatchConfiguration, Registers, RseqConfiguration};
 use crate::restart;
 use crate::runner::{self, read_outcome};
 use crate::seize::{Process, take_ends_of};
@@ -36,7 +36,7 @@ use crate::task::{self, Status};
 use crate::thread::{Deadline, Stop, Stopped};
 use crate::time_limit::Sleepers;
 use crate::vdso::{Header, Place};
-use crate::{AddrRange, VirtAddr, remote, seccomp};
+use crate::{AddrRange, VirtAddr, proc_file, remote, seccomp};
 
 /// A live process all of whose threads are held, ready to run batches.
 #[derive(Debug)]
@@ -46,8 +46,8 @@ pub struct Live {
     threads: Vec<Held>,
     status: Status,
     filters: Vec<Vec<u8>>,
-    /// Where the runner is or can be, until it is prepared.
-    place: Option<Place>,
+    /// Where the runner is or can be, and its header if it is there; until it is prepared.
+    place: Option<Result<(Place, Option<Header>)>>,
     runner: Option<Runner>,
     booting: Option<Boot>,
     /// Threads in a batch, with the signal that is the sign of each.
@@ -90,13 +90,22 @@ pub struct View<'a> {
 impl Live {
     /// Reads what is needed to put every thread back as it is. A thread still busy with the batch of a checkpoint that died ends that first.
     pub fn hold(process: Process, deadline: Deadline) -> Result<Self> {
+        let first = process.threads.first().map_or(process.pid, Stopped::tid);
+        let path = format!("/proc/{first}/auxv");
+        let auxv = proc_file::read(&path).map_err(|e| Error::io("read", path, &e))?;
+        Self::hold_shown(process, task::status(first)?, &auxv, deadline)
+    }
+
+    /// The same where status and auxiliary vector of the first thread have been read since the stop.
+    pub fn hold_shown(process: Process, shown: Status, auxv: &[u8], deadline: Deadline) -> Result<Self> {
         let process_id = process.pid;
         let (protection, all) = Protection::settle(process.threads, deadline)?;
         let pid = all.first().map_or(process_id, Stopped::tid);
-        let status = task::status(pid)?;
-        let place = Place::find(pid).ok();
-        let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
-            Some((Ok(Some(_)), code)) => Some(code),
+        let status = if protection.has_run() { task::status(pid)? } else { shown };
+        let place = Place::find(pid, auxv).and_then(|place| Ok((place.installed()?, place)));
+        let place = place.map(|(header, place)| (place, header));
+        let code = match &place {
+            Ok((place, Some(_))) => Some(place.code()),
             _ => None,
         };
         let mut threads = Vec::with_capacity(all.len());
@@ -113,7 +122,7 @@ impl Live {
             threads,
             status,
             filters: Vec::new(),
-            place,
+            place: Some(place),
             runner: None,
             booting: None,
             batches: Vec::new(),
@@ -202,6 +211,17 @@ impl Live {
         &self.protection
     }
 
+    /// Syscall User Dispatch of a thread as it was at the stop, if it was on.
+    #[must_use]
+    pub fn dispatch(&self, thread: usize) -> Option<DispatchConfiguration> {
+        self.threads.get(thread).and_then(|held| held.dispatch)
+    }
+
+    /// The rseq(2) area that a thread has registered; `None` if there is none.
+    pub fn rseq(&self, thread: usize) -> Result<Option<RseqConfiguration>> {
+        self.threads.get(thread).ok_or(Error::Gone(self.pid))?.rseq()
+    }
+
     /// The handle of a thread, for requests that only read.
     pub fn stopped(&self, thread: usize) -> Result<&Stopped> {
         self.threads.get(thread).ok_or(Error::Gone(self.pid))?.stopped()
@@ -244,9 +264,9 @@ impl Live {
         if !self.allowed() {
             return Err(no("its seccomp filter does not allow what the runner itself needs"));
         }
-        let place = self.place.take().map_or_else(|| Place::find(self.pid), Ok)?;
+        let (place, header) = self.place.take().ok_or(no("it was let go"))??;
         let wanted = self.threads.len() as u64;
-        match place.installed()? {
+        match header {
             Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => {
                 return self.take_area(place, header);
             }

@@ -9,6 +9,7 @@
 //! A handle belongs to the thread that made it (ptrace(2): "the tracer is a thread") and is neither Send nor Sync.
 //! What is dropped is repaired: let go unharmed, or, where the thread is half made, killed ([`Care`]).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::ManuallyDrop;
@@ -117,7 +118,15 @@ pub struct Stopped {
     tid: Pid,
     care: Care,
     stop: Stop,
+    /// Read before; they change by its own requests only.
+    registers: RefCell<Option<Box<Registers>>>,
     here: NotSend,
+}
+
+impl Stopped {
+    fn new(tid: Pid, care: Care, stop: Stop) -> Self {
+        Self { tid, care, stop, registers: RefCell::new(None), here: PhantomData }
+    }
 }
 
 /// What waiting for a running thread gives.
@@ -185,7 +194,7 @@ impl Running {
             return Ok(Some(Waited::Ended(status)));
         }
         let stop = Stop::parse(status);
-        Ok(Some(Waited::Stopped(Stopped { tid: self.tid, care: self.care, stop, here: PhantomData })))
+        Ok(Some(Waited::Stopped(Stopped::new(self.tid, self.care, stop))))
     }
 
     /// Waits for its next stop or its end. A stop is microseconds away as a rule, so this yields the CPU first and sleeps only later; where
@@ -335,11 +344,18 @@ impl Stopped {
 
     /// The general registers.
     pub fn registers(&self) -> Result<Registers> {
-        ptrace::registers(self.tid).map_err(|e| self.error("PTRACE_GETREGSET", e))
+        let mut known = self.registers.borrow_mut();
+        if let Some(registers) = known.as_deref() {
+            return Ok(*registers);
+        }
+        let registers = ptrace::registers(self.tid).map_err(|e| self.error("PTRACE_GETREGSET", e))?;
+        *known = Some(Box::new(registers));
+        Ok(registers)
     }
 
     /// Sets all general registers.
     pub fn set_registers(&self, regs: &Registers) -> Result<()> {
+        self.registers.replace(None);
         ptrace::set_registers(self.tid, regs).map_err(|e| self.error("PTRACE_SETREGSET", e))
     }
 

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result};
 use crate::remote::Mem;
-use crate::{AddrRange, VirtAddr, proc_file, runner};
+use crate::{AddrRange, VirtAddr, runner};
 
 /// What the header begins with; the last byte is the version of code and layout.
 const MAGIC: &[u8; 16] = b"ckpt-runner\0\0\0\0\x01";
@@ -58,12 +58,10 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Finds it. [`Error::NoRunner`] where the process has no vDSO or no room in it.
-    pub(crate) fn find(pid: Pid) -> Result<Self> {
-        let path = format!("/proc/{pid}/auxv");
-        let auxv = proc_file::read(&path).map_err(|e| Error::io("read", path, &e))?;
+    /// Finds it, by the process's raw auxiliary vector. [`Error::NoRunner`] where it has no vDSO or no room in it.
+    pub(crate) fn find(pid: Pid, auxv: &[u8]) -> Result<Self> {
         let no = |why| Error::NoRunner { pid, why };
-        let base = auxv_value(&auxv, AT_SYSINFO_EHDR).ok_or(no("it has no vDSO"))?;
+        let base = auxv_value(auxv, AT_SYSINFO_EHDR).ok_or(no("it has no vDSO"))?;
         let mem = Mem::open(pid)?;
         let mut elf = [0; 64];
         mem.read(VirtAddr(base), &mut elf).map_err(|_| no("its vDSO is not mapped"))?;
@@ -125,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_runner_fits_behind_this_kernels_vdso() {
-        let place = Place::find(Pid::this()).unwrap();
+        let auxv = crate::proc_file::read("/proc/self/auxv").unwrap();
+        let place = Place::find(Pid::this(), &auxv).unwrap();
         assert_eq!(place.installed().unwrap(), None);
     }
 

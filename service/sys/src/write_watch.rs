@@ -15,7 +15,7 @@ use linux_raw_sys::general as raw;
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use crate::batch::Call;
+use crate::batch::{Batch, Call};
 use crate::error::{Error, Result, Subject};
 use crate::inject::Live;
 use crate::thread::Deadline;
@@ -68,74 +68,28 @@ fn open_here() -> std::result::Result<OwnedFd, Errno> {
 }
 
 impl WriteWatch {
-    /// Makes one inside a prepared member ([`Live::prepare`]). `None` where the member's seccomp filter, its limit of
-    /// descriptors or the kernel's policy does not allow it: then its writes cannot be watched.
+    /// Makes one inside each of these prepared members ([`Live::prepare`]), side by side; they come in the same order. `None` where a member's
+    /// seccomp filter, its limit of descriptors or the kernel's policy does not allow it: then its writes cannot be watched.
     ///
-    /// Errors: those of running a batch; the member is as it was.
-    pub fn create(live: &mut Live, deadline: Deadline) -> Result<Option<Self>> {
+    /// Errors: those of running a batch; the members are as they were.
+    pub fn create(members: &mut [&mut Live], deadline: Deadline) -> Result<Vec<Option<Self>>> {
+        let mut made: Vec<Option<Self>> = members.iter().map(|_| None).collect();
+        let mut late: Vec<usize> = (0..members.len()).collect();
         for time in OPEN_FOR {
-            match Self::attempt(live, time, deadline)? {
-                Attempt::Taken(watch) => return Ok(Some(watch)),
-                Attempt::No => return Ok(None),
-                Attempt::Late => {}
+            let mut openings = Vec::with_capacity(late.len());
+            for place in std::mem::take(&mut late) {
+                let opening = Opening::begin(members[place], time)?;
+                openings.extend(opening.map(|opening| (place, opening)));
+            }
+            for (place, opening) in openings {
+                match opening.end(members[place], deadline)? {
+                    Attempt::Taken(watch) => made[place] = Some(watch),
+                    Attempt::No => {}
+                    Attempt::Late => late.push(place),
+                }
             }
         }
-        Ok(None)
-    }
-
-    fn attempt(live: &mut Live, time: Duration, deadline: Deadline) -> Result<Attempt> {
-        let pid = live.pid();
-        let number = lowest_free(pid)?;
-        let mut batch = live.batch(0)?;
-        let api = request();
-        let words: Vec<u8> = [api.api, api.features, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
-        let api_at = batch.data(&words).get();
-        let span: Vec<u8> = [0, time.as_nanos() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
-        let span_at = batch.data(&span).get();
-        let sleep = [
-            (libc::SYS_ppoll, [0, 0, span_at, 0, 0, 0]),
-            (libc::SYS_nanosleep, [span_at, 0, 0, 0, 0, 0]),
-            (libc::SYS_clock_nanosleep, [libc::CLOCK_MONOTONIC as u64, 0, span_at, 0, 0, 0]),
-        ];
-        let Some((sleep, sleep_args)) = sleep.into_iter().find(|(nr, args)| live.allows(*nr, args)) else {
-            return Ok(Attempt::No);
-        };
-        let make = [FLAGS, 0, 0, 0, 0, 0];
-        let agree = [number as u64, UFFDIO_API, api_at, 0, 0, 0];
-        let close = [number as u64, 0, 0, 0, 0, 0];
-        let allowed = live.allows(libc::SYS_userfaultfd, &make)
-            && live.allows(libc::SYS_ioctl, &agree)
-            && live.allows(libc::SYS_close, &close);
-        if !allowed {
-            return Ok(Attempt::No);
-        }
-        let made = batch.must(libc::SYS_userfaultfd, make);
-        // Fails, and so ends the batch, if `number` is not what was just made: what is closed is ours.
-        let agreed = batch.must(libc::SYS_ioctl, agree);
-        batch.push(sleep, sleep_args);
-        batch.push(libc::SYS_close, close);
-        let process =
-            descriptor::open_process(pid.as_raw()).map_err(|e| Error::task("pidfd_open", pid, e))?;
-        live.begin_run(&[(0, &batch)])?;
-        let taken = take(&process, number, time);
-        let outcome = live.end_run(&[(0, &batch)], deadline)?;
-        let outcome = outcome.first().ok_or(Error::Gone(pid))?;
-        match (outcome.result(made), outcome.result(agreed), taken) {
-            (Ok(_), Ok(_), Some(fd)) => Ok(Attempt::Taken(Self { pid, fd })),
-            (Ok(_), Ok(_), None) => Ok(Attempt::Late),
-            (Ok(at), Err(_), _) => {
-                Self::close_stray(live, at, deadline)?;
-                Ok(Attempt::No)
-            }
-            _ => Ok(Attempt::No),
-        }
-    }
-
-    /// The kernel gave another number than the lowest free one, or does not know the mode: what was made is closed again.
-    fn close_stray(live: &mut Live, number: u64, deadline: Deadline) -> Result<()> {
-        let mut batch = live.batch(0)?;
-        let _: Call = batch.push(libc::SYS_close, [number, 0, 0, 0, 0, 0]);
-        live.run(&[(0, &batch)], deadline).map(drop)
+        Ok(made)
     }
 
     /// Watches a mapping; what is watched already stays as it is. Its pages count as written until they are armed.
@@ -164,6 +118,78 @@ impl WriteWatch {
     }
 }
 
+/// A batch that makes a userfaultfd in a member, which sleeps with it open for a moment; and what we took of it.
+struct Opening {
+    batch: Batch,
+    made: Call,
+    agreed: Call,
+    taken: Option<OwnedFd>,
+}
+
+impl Opening {
+    /// Sends the member to make it, and takes it. `None`: it is not possible there.
+    fn begin(live: &mut Live, time: Duration) -> Result<Option<Self>> {
+        let pid = live.pid();
+        let number = lowest_free(pid)?;
+        let mut batch = live.batch(0)?;
+        let api = request();
+        let words: Vec<u8> = [api.api, api.features, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let api_at = batch.data(&words).get();
+        let span: Vec<u8> = [0, time.as_nanos() as u64].iter().flat_map(|word| word.to_le_bytes()).collect();
+        let span_at = batch.data(&span).get();
+        let sleep = [
+            (libc::SYS_ppoll, [0, 0, span_at, 0, 0, 0]),
+            (libc::SYS_nanosleep, [span_at, 0, 0, 0, 0, 0]),
+            (libc::SYS_clock_nanosleep, [libc::CLOCK_MONOTONIC as u64, 0, span_at, 0, 0, 0]),
+        ];
+        let Some((sleep, sleep_args)) = sleep.into_iter().find(|(nr, args)| live.allows(*nr, args)) else {
+            return Ok(None);
+        };
+        let make = [FLAGS, 0, 0, 0, 0, 0];
+        let agree = [number as u64, UFFDIO_API, api_at, 0, 0, 0];
+        let close = [number as u64, 0, 0, 0, 0, 0];
+        let allowed = live.allows(libc::SYS_userfaultfd, &make)
+            && live.allows(libc::SYS_ioctl, &agree)
+            && live.allows(libc::SYS_close, &close);
+        if !allowed {
+            return Ok(None);
+        }
+        let made = batch.must(libc::SYS_userfaultfd, make);
+        // Fails, and so ends the batch, if `number` is not what was just made: what is closed is ours.
+        let agreed = batch.must(libc::SYS_ioctl, agree);
+        batch.push(sleep, sleep_args);
+        batch.push(libc::SYS_close, close);
+        let process =
+            descriptor::open_process(pid.as_raw()).map_err(|e| Error::task("pidfd_open", pid, e))?;
+        live.begin_run(&[(0, &batch)])?;
+        let taken = take(&process, number, time);
+        Ok(Some(Self { batch, made, agreed, taken }))
+    }
+
+    /// Waits until the member is back.
+    fn end(self, live: &mut Live, deadline: Deadline) -> Result<Attempt> {
+        let pid = live.pid();
+        let outcome = live.end_run(&[(0, &self.batch)], deadline)?;
+        let outcome = outcome.first().ok_or(Error::Gone(pid))?;
+        match (outcome.result(self.made), outcome.result(self.agreed), self.taken) {
+            (Ok(_), Ok(_), Some(fd)) => Ok(Attempt::Taken(WriteWatch { pid, fd })),
+            (Ok(_), Ok(_), None) => Ok(Attempt::Late),
+            (Ok(at), Err(_), _) => {
+                close_stray(live, at, deadline)?;
+                Ok(Attempt::No)
+            }
+            _ => Ok(Attempt::No),
+        }
+    }
+}
+
+/// The kernel gave another number than the lowest free one, or does not know the mode: what was made is closed again.
+fn close_stray(live: &mut Live, number: u64, deadline: Deadline) -> Result<()> {
+    let mut batch = live.batch(0)?;
+    let _: Call = batch.push(libc::SYS_close, [number, 0, 0, 0, 0, 0]);
+    live.run(&[(0, &batch)], deadline).map(drop)
+}
+
 enum Attempt {
     Taken(WriteWatch),
     /// It is not possible there.
@@ -186,8 +212,9 @@ fn lowest_free(pid: Pid) -> Result<i32> {
 /// Takes the descriptor as soon as it is there.
 fn take(process: &OwnedFd, number: i32, time: Duration) -> Option<OwnedFd> {
     use std::os::fd::AsFd;
+    const YIELDS: u32 = 100;
     let end = Deadline::after(time + Duration::from_millis(5));
-    loop {
+    for turn in 0.. {
         if let Ok(fd) = descriptor::take(process.as_fd(), number) {
             let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
             if link.is_ok_and(|name| name.as_os_str() == "anon_inode:[userfaultfd]") {
@@ -195,10 +222,14 @@ fn take(process: &OwnedFd, number: i32, time: Duration) -> Option<OwnedFd> {
             }
         }
         if end.passed() {
-            return None;
+            break;
         }
-        std::thread::sleep(Duration::from_micros(20));
+        match turn < YIELDS {
+            true => std::thread::yield_now(),
+            false => std::thread::sleep(Duration::from_micros(20)),
+        }
     }
+    None
 }
 
 #[cfg(test)]

@@ -81,7 +81,10 @@ impl Member {
         deadline: Deadline,
     ) -> Result<Self, SysError> {
         let stopped_by = process.stopped_by();
-        let live = Live::hold(process, deadline)?;
+        let live = match &shown.threads[0].task {
+            Some(status) => Live::hold_shown(process, *status, &shown.files.auxv, deadline)?,
+            None => Live::hold(process, deadline)?,
+        };
         Ok(Self { live, unit, cgroup, stopped_by, shown })
     }
 

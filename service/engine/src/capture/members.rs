@@ -5,7 +5,7 @@
 //!                                                   what cannot be told or kept ─► problems
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ckpt_image::records::{FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord};
 use ckpt_sys::inject::Live;
@@ -27,6 +27,7 @@ use super::text;
 use crate::api::Problem;
 use crate::parallel;
 use crate::timeline::Timeline;
+use crate::track::{Chain, NewWatch};
 
 /// What is told of an address space besides its mappings.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,8 @@ pub struct SpaceFacts {
     pub layout: ckpt_image::records::LayoutRecord,
     /// Auxiliary vector.
     pub auxv: Vec<u8>,
+    /// When the process began, clock ticks since boot.
+    pub start_time: u64,
     /// PR_SET_THP_DISABLE.
     pub thp_disabled: bool,
     /// Pages of ours in it that are no part of the application and must not be captured.
@@ -130,6 +133,19 @@ impl Members {
     /// A member, to run batches in it.
     pub fn live(&mut self, pid: TaskId) -> Option<&mut Live> {
         self.members.iter_mut().map(|member| &mut member.live).find(|live| live.pid() == pid)
+    }
+
+    /// Begins to watch the spaces of some members; the watches by process.
+    pub fn watch(
+        &mut self,
+        pids: HashSet<i32>,
+        chain: &Chain,
+        deadline: Deadline,
+    ) -> Result<HashMap<i32, NewWatch>, SysError> {
+        let lives = self.members.iter_mut().map(|member| &mut member.live);
+        let mut lives: Vec<&mut Live> = lives.filter(|live| pids.contains(&live.pid().as_raw())).collect();
+        let watches = chain.tracker.watch(&mut lives, deadline)?;
+        Ok(lives.iter().map(|live| live.pid().as_raw()).zip(watches).collect())
     }
 
     /// Threads of all members.
@@ -398,6 +414,7 @@ impl Shares {
                 unit: member.unit,
                 layout,
                 auxv: member.shown.files.auxv.clone(),
+                start_time: member.shown.stat.start_time,
                 thp_disabled: member.shown.status().thp_disabled,
                 runner: Vec::new(),
             });

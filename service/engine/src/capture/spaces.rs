@@ -46,8 +46,8 @@ impl Spaces<'_> {
         early: &mut HashMap<SpaceKey, Early>,
         (files, objects, time): (&mut Files, &mut Objects, &mut Timeline),
     ) -> Result<Vec<SpaceRecord>, Error> {
-        let keys = parallel::map(all, 16, |facts| SpaceKey::of(facts.pid));
-        let keys: Vec<_> = keys.into_iter().collect::<Result<_, _>>().map_err(|e| self.failed(e))?;
+        let key = |facts: &SpaceFacts| SpaceKey::new(facts.pid, facts.start_time, facts.auxv.clone());
+        let keys = parallel::map(all, 64, key);
         let mut watched = self.watches(all, &keys, members, chain)?;
         time.lap("watches");
         let before = memory.before();
@@ -90,16 +90,16 @@ impl Spaces<'_> {
         chain: &mut Chain,
     ) -> Result<Vec<Watched<'f>>, Error> {
         // What is watched no more makes room first: a space can have one userfaultfd only.
-        chain.spaces.retain(|key, _| keys.contains(key));
+        let known: HashSet<&SpaceKey> = keys.iter().collect();
+        chain.spaces.retain(|key, _| known.contains(key));
+        let unwatched = keys.iter().filter(|key| !chain.spaces.contains_key(*key)).map(SpaceKey::pid);
+        let mut new = members.watch(unwatched.collect(), chain, self.deadline).map_err(|e| self.failed(e))?;
         let watched = |(index, (facts, key)): (usize, (&'f SpaceFacts, &SpaceKey))| {
             in_time(self.group, self.deadline)?;
             let live = members.live(facts.pid).ok_or_else(|| self.failed(SysError::Gone(facts.pid)))?;
             let mut space = match chain.spaces.remove(key) {
                 Some(space) => space,
-                None => {
-                    let watch = chain.tracker.watch(live, self.deadline).map_err(|e| self.failed(e))?;
-                    WatchedSpace { stored: None, watch }
-                }
+                None => WatchedSpace { stored: None, watch: new.remove(&key.pid()).flatten() },
             };
             if let Some(watch) = &mut space.watch {
                 watch.enter(live);

@@ -23,6 +23,8 @@ pub struct Stat {
     pub exit_signal: i32,
     /// Status for wait(2); of zombies.
     pub exit_code: i32,
+    /// When it began, clock ticks since boot.
+    pub start_time: u64,
     /// Addresses of the space; brk is not told here.
     pub layout: LayoutRecord,
 }
@@ -37,7 +39,7 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let field = |n: usize| fields.get(n - 3).copied();
     let signed = |n: usize| field(n)?.parse::<i64>().ok();
-    let address = |n: usize| field(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
+    let number = |n: usize| field(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
     Some(Stat {
         comm,
         state: field(3)?.chars().next()?,
@@ -47,18 +49,19 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
         tty: signed(7)? as u32 as u64,
         exit_signal: signed(38).unwrap_or(i64::from(nix::libc::SIGCHLD)) as i32,
         exit_code: signed(52).unwrap_or(0) as i32,
+        start_time: number(22),
         layout: LayoutRecord {
-            start_code: address(26),
-            end_code: address(27),
-            start_stack: address(28),
-            start_data: address(45),
-            end_data: address(46),
-            start_brk: address(47),
+            start_code: number(26),
+            end_code: number(27),
+            start_stack: number(28),
+            start_data: number(45),
+            end_data: number(46),
+            start_brk: number(47),
             brk: 0,
-            arg_start: address(48),
-            arg_end: address(49),
-            env_start: address(50),
-            env_end: address(51),
+            arg_start: number(48),
+            arg_end: number(49),
+            env_start: number(50),
+            env_end: number(51),
         },
     })
 }

@@ -109,7 +109,7 @@ pub(super) fn record(
         pending: signals.into_iter().map(|info| QueuedSignal { siginfo: info.to_vec() }).collect(),
         robust_list: shown.robust_list,
         tid_address: told.tid_address,
-        rseq: thread.rseq()?.map_or_else(RseqRecord::default, |rseq| RseqRecord {
+        rseq: live.rseq(place)?.map_or_else(RseqRecord::default, |rseq| RseqRecord {
             address: rseq.address,
             length: rseq.size,
             signature: rseq.signature,
@@ -127,8 +127,8 @@ pub(super) fn record(
         mce_kill: told.mce_kill,
         tsc: told.tsc,
         settings: told.settings.clone(),
-        dispatch: thread
-            .dispatch()?
+        dispatch: live
+            .dispatch(place)
             .filter(|own| !live.protection().is_own_selector(own.selector))
             .map(|own| DispatchRecord { selector: own.selector, offset: own.offset, len: own.len }),
     })

@@ -1,16 +1,18 @@
 //! Whether the next checkpoint of a group can be an incremental, and what it rests on.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use ckpt_sys::Error as SysError;
+use ckpt_sys::inject::Live;
 use ckpt_sys::task::Shared;
 use ckpt_sys::thread::Deadline;
 
 use super::LocalEngine;
 use super::window::Window;
 use crate::api::{Group, Mode};
+use crate::capture::Capture;
 use crate::capture::sharing::shared;
-use crate::capture::{Capture, Members};
 use crate::error::{Error, with_sources};
 use crate::track::{self, Chain, SpaceKey, WatchedSpace};
 
@@ -87,32 +89,65 @@ pub fn watch(window: &Window<'_>, capture: &Capture, chain: &mut Chain) -> Resul
     Ok(pauses)
 }
 
+/// How many members are watched side by side.
+const TOGETHER: usize = 64;
+
 /// Watches members until all are watched, or half of the time is gone: what is begun must end in time. True: all are.
-fn watch_some(members: &mut Members, chain: &mut Chain, deadline: Deadline) -> Result<bool, SysError> {
+fn watch_some(members: &mut [Live], chain: &mut Chain, deadline: Deadline) -> Result<bool, SysError> {
     let enough = deadline.left() / 2;
-    let pids: Vec<_> = members.members.iter().map(|member| member.live.pid()).collect();
+    let pids: Vec<_> = members.iter().map(Live::pid).collect();
     // One space must not be watched twice: neither watch would know what the other armed.
     let spaces = shared(&pids, Shared::Space)?;
     // A process whose first thread has ended shows no auxv; the window says what is wrong with it.
     let keys: Vec<_> = pids.iter().map(|pid| SpaceKey::of(*pid).ok()).collect();
-    chain.spaces.retain(|key, _| keys.iter().flatten().any(|known| known == key));
-    let of_space = |space| spaces.of.iter().zip(&keys).filter(move |(of, _)| **of as usize == space);
-    for (space, first) in spaces.first.iter().enumerate() {
-        let Some(key) = &keys[*first] else { continue };
-        if of_space(space).filter_map(|(_, key)| key.as_ref()).any(|key| chain.spaces.contains_key(key)) {
-            continue;
-        }
+    let there: HashSet<&SpaceKey> = keys.iter().flatten().collect();
+    chain.spaces.retain(|known, _| there.contains(known));
+    let is_known = |key: &SpaceKey| chain.spaces.contains_key(key);
+    let of_known = keys.iter().zip(&spaces.of).filter(|(key, _)| key.as_ref().is_some_and(is_known));
+    let known: HashSet<usize> = of_known.map(|(_, space)| *space as usize).collect();
+    let is_new = |place: usize| {
+        let space = spaces.of[place] as usize;
+        spaces.first[space] == place && keys[place].is_some() && !known.contains(&space)
+    };
+    let mut new: Vec<(usize, &mut Live)> =
+        members.iter_mut().enumerate().filter(|(place, _)| is_new(*place)).collect();
+    for some in new.chunks_mut(TOGETHER) {
         if deadline.left() < enough {
             return Ok(false);
         }
-        let live = &mut members.members[*first].live;
-        match live.prepare(deadline) {
-            Ok(()) => {}
-            Err(SysError::NoRunner { .. }) => continue, // the window says so
-            Err(e) => return Err(e),
+        let mut prepared = prepare(some, deadline)?;
+        let mut lives: Vec<&mut Live> = prepared.iter_mut().map(|(_, live)| &mut **live).collect();
+        let watches = chain.tracker.watch(&mut lives, deadline)?;
+        for ((place, _), watch) in prepared.into_iter().zip(watches) {
+            if let Some(key) = &keys[place] {
+                chain.spaces.insert(key.clone(), WatchedSpace { stored: None, watch });
+            }
         }
-        let watch = chain.tracker.watch(live, deadline)?;
-        chain.spaces.insert(key.clone(), WatchedSpace { stored: None, watch });
     }
     Ok(true)
+}
+
+/// Makes members able to run batches, side by side; those that cannot are left out: the window says so.
+fn prepare<'m>(
+    members: &'m mut [(usize, &mut Live)],
+    deadline: Deadline,
+) -> Result<Vec<(usize, &'m mut Live)>, SysError> {
+    let able = |done: Result<(), SysError>| match done {
+        Ok(()) => Ok(true),
+        Err(SysError::NoRunner { .. }) => Ok(false),
+        Err(e) => Err(e),
+    };
+    let mut begun = Vec::with_capacity(members.len());
+    for (place, live) in members {
+        if able(live.begin_prepare())? {
+            begun.push((*place, &mut **live));
+        }
+    }
+    let mut prepared = Vec::with_capacity(begun.len());
+    for (place, live) in begun {
+        if able(live.end_prepare(deadline))? {
+            prepared.push((place, live));
+        }
+    }
+    Ok(prepared)
 }

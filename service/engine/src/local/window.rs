@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use ckpt_image::records::UnitRecord;
 use ckpt_sys::cgroup::{Cgroup, Frozen};
+use ckpt_sys::inject::Live;
 use ckpt_sys::priority::Preferred;
 use ckpt_sys::seize::{Process, seize_frozen};
 use ckpt_sys::task;
@@ -90,7 +91,7 @@ impl Window<'_> {
     /// Errors: FreezeTimeout, as [`Window::begin`].
     pub fn pause<T>(
         &self,
-        work: impl FnOnce(&mut Members, Deadline) -> Result<T, Error>,
+        work: impl FnOnce(&mut [Live], Deadline) -> Result<T, Error>,
     ) -> Result<(T, Duration), Error> {
         let _preferred = Preferred::begin();
         let mut last = String::new();
@@ -99,9 +100,11 @@ impl Window<'_> {
                 Ok(stopped) => {
                     let since = stopped.since;
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
-                    let (mut members, _) = self.hold(stopped, deadline)?;
-                    let done = work(&mut members, deadline);
-                    members.release().map_err(failed("let the members go on"))?;
+                    let mut lives = stopped.hold(deadline).map_err(failed("look at the members"))?;
+                    let done = work(&mut lives, deadline);
+                    let released: Vec<_> = lives.into_iter().map(Live::release).collect();
+                    let released: Result<(), _> = released.into_iter().collect();
+                    released.map_err(failed("let the members go on"))?;
                     return Ok((done?, since.elapsed()));
                 }
                 Err(Attempt::Again(why)) => last = why,
@@ -234,6 +237,18 @@ struct StoppedGroup {
     since: Instant,
     instant: Timestamp,
     time: Timeline,
+}
+
+impl StoppedGroup {
+    /// Takes it over for batches only.
+    fn hold(self, deadline: Deadline) -> Result<Vec<Live>, ckpt_sys::Error> {
+        let hold = |process| {
+            let mut live = Live::hold(process, deadline)?;
+            live.keep_time_limits(&self.sleepers)?;
+            Ok(live)
+        };
+        self.processes.into_iter().map(hold).collect()
+    }
 }
 
 /// How an attempt to stop the group failed.

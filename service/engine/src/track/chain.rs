@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use ckpt_image::records::SpaceId;
 use ckpt_image::{Container, PAGE_SIZE};
+use ckpt_sys::vdso::auxv_value;
 use ckpt_sys::{Error as SysError, VirtAddr, remote, task};
 use nix::unistd::Pid;
 use twox_hash::XxHash3_128;
@@ -32,19 +33,21 @@ pub struct SpaceKey {
 impl SpaceKey {
     /// That of a process as it is now. Errors: it is gone.
     pub fn of(pid: Pid) -> Result<Self, SysError> {
-        const AT_RANDOM: u64 = 25;
         let start_time = task::start_time(pid)?;
         let path = format!("/proc/{pid}/auxv");
         let auxv = ckpt_sys::proc_file::read(&path).map_err(|e| SysError::io("read", path, &e))?;
-        let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-        let at =
-            auxv.chunks_exact(16).find(|pair| word(&pair[..8]) == AT_RANDOM).map(|pair| word(&pair[8..]));
+        Ok(Self::new(pid, start_time, auxv))
+    }
+
+    /// The same where its start time (clock ticks since boot) and its raw auxiliary vector are known.
+    pub fn new(pid: Pid, start_time: u64, auxv: Vec<u8>) -> Self {
+        const AT_RANDOM: u64 = 25;
         let mut random = [0; 16];
-        if let Some(at) = at {
+        if let Some(at) = auxv_value(&auxv, AT_RANDOM) {
             // Unmapped by the program: the rest still tells.
             let _ = remote::read(pid, VirtAddr(at), &mut random);
         }
-        Ok(Self { pid: pid.as_raw(), start_time, auxv, random })
+        Self { pid: pid.as_raw(), start_time, auxv, random }
     }
 
     /// The process.

@@ -14,7 +14,7 @@ use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, Error as SysError};
 use nix::unistd::Pid;
 
-use super::{PageHasher, Tracker, Watch};
+use super::{NewWatch, PageHasher, Tracker, Watch};
 
 const PAGE: u64 = ckpt_image::PAGE_SIZE;
 /// Bytes read at a time.
@@ -37,15 +37,18 @@ impl Tracker for Compare {
         Kind::None
     }
 
-    fn watch(&self, live: &mut Live, _: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
-        Ok(Some(Box::new(Space {
-            pid: live.pid(),
-            hasher: self.hasher,
-            pagemap: None,
-            known: HashMap::new(),
-            next: HashMap::new(),
-            bytes: Vec::new(),
-        })))
+    fn watch(&self, members: &mut [&mut Live], _: Deadline) -> Result<Vec<NewWatch>, SysError> {
+        let watch = |live: &&mut Live| -> NewWatch {
+            Some(Box::new(Space {
+                pid: live.pid(),
+                hasher: self.hasher,
+                pagemap: None,
+                known: HashMap::new(),
+                next: HashMap::new(),
+                bytes: Vec::new(),
+            }))
+        };
+        Ok(members.iter().map(watch).collect())
     }
 }
 

@@ -46,12 +46,16 @@ pub trait Tracker: Send + Sync + Debug {
         false
     }
 
-    /// Begins to watch the address space of a stopped member that is prepared to run batches. Nothing is armed yet: all pages count as
-    /// written. `None` where this one cannot be watched; then all of it is stored each time.
+    /// Begins to watch the address spaces of stopped members that are prepared to run batches, side by side where it takes time; the
+    /// watches come in the same order. Nothing is armed yet: all pages count as written. `None` where one cannot be watched; then all of it
+    /// is stored each time.
     ///
-    /// Errors: those of running batches; the member is as it was.
-    fn watch(&self, live: &mut Live, deadline: Deadline) -> Result<Option<Box<dyn Watch>>, SysError>;
+    /// Errors: those of running batches; the members are as they were.
+    fn watch(&self, members: &mut [&mut Live], deadline: Deadline) -> Result<Vec<NewWatch>, SysError>;
 }
+
+/// A watch that was asked for, where it can be had.
+pub type NewWatch = Option<Box<dyn Watch>>;
 
 /// One address space that is watched. Dropped, it watches no more, and the member runs on unharmed.
 pub trait Watch: Send + Debug {

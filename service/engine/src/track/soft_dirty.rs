@@ -11,7 +11,7 @@ use ckpt_sys::pagemap::{Pagemap, Tracked, Wanted, clear_soft_dirty, probe_soft_d
 use ckpt_sys::thread::Deadline;
 use nix::unistd::Pid;
 
-use super::{Tracker, Watch};
+use super::{NewWatch, Tracker, Watch};
 
 /// The tracker.
 #[derive(Debug)]
@@ -31,8 +31,11 @@ impl Tracker for SoftDirty {
         Kind::SoftDirty
     }
 
-    fn watch(&self, live: &mut Live, _: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
-        Ok(Some(Box::new(Space { pid: live.pid(), pagemap: None, armed: false })))
+    fn watch(&self, members: &mut [&mut Live], _: Deadline) -> Result<Vec<NewWatch>, SysError> {
+        let watch = |live: &&mut Live| -> NewWatch {
+            Some(Box::new(Space { pid: live.pid(), pagemap: None, armed: false }))
+        };
+        Ok(members.iter().map(watch).collect())
     }
 }
 

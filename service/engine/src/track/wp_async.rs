@@ -15,7 +15,7 @@ use ckpt_sys::write_watch::{self, WriteWatch};
 use ckpt_sys::{AddrRange, Error as SysError};
 use nix::unistd::Pid;
 
-use super::{Tracker, Watch, Watched};
+use super::{NewWatch, Tracker, Watch, Watched};
 
 /// The tracker.
 #[derive(Debug)]
@@ -36,19 +36,23 @@ impl Tracker for WpAsync {
         true
     }
 
-    fn watch(&self, live: &mut Live, deadline: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
-        let pid = live.pid();
-        let Some(watch) = WriteWatch::create(live, deadline)? else { return Ok(None) };
-        let _watched = Watched::note(pid.as_raw());
-        Ok(Some(Box::new(Space {
-            pid,
-            area: live.area(),
-            watch,
-            pagemap: Pagemap::open(pid)?,
-            census: Census::default(),
-            seen: HashSet::new(),
-            _watched,
-        })))
+    fn watch(&self, members: &mut [&mut Live], deadline: Deadline) -> Result<Vec<NewWatch>, SysError> {
+        let made = WriteWatch::create(members, deadline)?;
+        let watch = |(live, watch): (&&mut Live, Option<WriteWatch>)| -> Result<NewWatch, SysError> {
+            let Some(watch) = watch else { return Ok(None) };
+            let pid = live.pid();
+            let _watched = Watched::note(pid.as_raw());
+            Ok(Some(Box::new(Space {
+                pid,
+                area: live.area(),
+                watch,
+                pagemap: Pagemap::open(pid)?,
+                census: Census::default(),
+                seen: HashSet::new(),
+                _watched,
+            })))
+        };
+        members.iter().zip(made).map(watch).collect()
     }
 }
 

@@ -11,7 +11,7 @@ use ckpt_sys::thread::Deadline;
 use ckpt_sys::{AddrRange, Error as SysError, protect};
 use nix::unistd::Pid;
 
-use super::{Tracker, Watch};
+use super::{NewWatch, Tracker, Watch};
 
 /// The tracker.
 #[derive(Debug)]
@@ -29,8 +29,11 @@ impl Tracker for WriteProtect {
         Kind::WriteProtect
     }
 
-    fn watch(&self, live: &mut Live, _: Deadline) -> Result<Option<Box<dyn Watch>>, SysError> {
-        Ok(live.has_library()?.then(|| Box::new(Space::new(live.pid())) as Box<dyn Watch>))
+    fn watch(&self, members: &mut [&mut Live], _: Deadline) -> Result<Vec<NewWatch>, SysError> {
+        let watch = |live: &mut &mut Live| -> Result<NewWatch, SysError> {
+            Ok(live.has_library()?.then(|| Box::new(Space::new(live.pid())) as Box<dyn Watch>))
+        };
+        members.iter_mut().map(watch).collect()
     }
 }
 

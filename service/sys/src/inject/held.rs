@@ -1,5 +1,6 @@
 //! One stopped thread of a live member: into the runner and back to where it was.
 
+use std::cell::OnceCell;
 use std::mem;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use nix::unistd::Pid;
 
 use super::rest::Rest;
 use crate::error::{Error, Result};
-use crate::ptrace::Registers;
+use crate::ptrace::{DispatchConfiguration, Registers, RseqConfiguration};
 use crate::restart::{self, CriticalSection};
 use crate::task::{self, Status};
 use crate::thread::{Deadline, Running, Stop, Stopped};
@@ -26,12 +27,17 @@ pub(super) struct Held {
     pub(super) mask: u64,
     /// A signal that it does not block waited for it; looked at only where it matters (EINTR).
     pub(super) signal_pending: bool,
+    /// Syscall User Dispatch as it was at the stop, if it was on.
+    pub(super) dispatch: Option<DispatchConfiguration>,
     /// The selector byte of Syscall User Dispatch, if its calls are dispatched now; else 0.
     pub(super) selector: u64,
     /// The selector byte of Syscall User Dispatch; 0 if there is none.
     pub(super) slot: u64,
     /// What is left of the time limit of the call that was interrupted.
     pub(super) rest: Option<Rest>,
+    rseq: OnceCell<Option<RseqConfiguration>>,
+    /// The critical section of rseq(2) that it was in at the stop, or had been in.
+    section: OnceCell<Option<CriticalSection>>,
 }
 
 /// Where a held thread is.
@@ -91,11 +97,11 @@ pub(super) fn run_out(thread: Stopped, code: AddrRange, deadline: Deadline) -> R
 }
 
 /// Where the selector byte of a thread is if its calls are dispatched now, and where it is; 0 if there is none.
-fn selector(thread: &Stopped) -> Result<(u64, u64)> {
-    let Some(dispatch) = thread.dispatch()? else { return Ok((0, 0)) };
+fn selector(tid: Pid, dispatch: Option<DispatchConfiguration>) -> (u64, u64) {
+    let Some(dispatch) = dispatch else { return (0, 0) };
     let mut byte = [0];
-    let blocks = remote::read(thread.tid(), VirtAddr(dispatch.selector), &mut byte).is_ok() && byte[0] == 1;
-    Ok((if blocks { dispatch.selector } else { 0 }, dispatch.selector))
+    let blocks = remote::read(tid, VirtAddr(dispatch.selector), &mut byte).is_ok() && byte[0] == 1;
+    (if blocks { dispatch.selector } else { 0 }, dispatch.selector)
 }
 
 impl Held {
@@ -105,9 +111,32 @@ impl Held {
         let at_stop = thread.registers()?;
         let mask = thread.signal_mask()?;
         let (registers, signal_pending) = restart::go_on(&thread, &at_stop, mask)?;
-        let (selector, slot) = selector(&thread)?;
-        let at = At::Stopped(thread);
-        Ok(Self { at, tid, stop, at_stop, registers, mask, signal_pending, selector, slot, rest: None })
+        let dispatch = thread.dispatch()?;
+        let (selector, slot) = selector(tid, dispatch);
+        Ok(Self {
+            at: At::Stopped(thread),
+            tid,
+            stop,
+            at_stop,
+            registers,
+            mask,
+            signal_pending,
+            dispatch,
+            selector,
+            slot,
+            rest: None,
+            rseq: OnceCell::new(),
+            section: OnceCell::new(),
+        })
+    }
+
+    /// The registered rseq(2) area; `None` if there is none.
+    pub(super) fn rseq(&self) -> Result<Option<RseqConfiguration>> {
+        if let Some(known) = self.rseq.get() {
+            return Ok(*known);
+        }
+        let rseq = self.stopped()?.rseq()?;
+        Ok(*self.rseq.get_or_init(|| rseq))
     }
 
     pub(super) fn stopped(&self) -> Result<&Stopped> {
@@ -133,13 +162,14 @@ impl Held {
 
     /// Where a thread at `rip` must go on, given the critical section it may be in.
     pub(super) fn section_aborted(&self, rip: u64) -> Result<u64> {
-        let Some(rseq) = self.stopped()?.rseq()? else { return Ok(rip) };
-        let section = remote::read_u64(self.tid, VirtAddr(rseq.address).add(8)).unwrap_or(0);
-        let mut bytes = [0; 32];
-        if section == 0 || remote::read(self.tid, VirtAddr(section), &mut bytes).is_err() {
-            return Ok(rip);
-        }
-        Ok(CriticalSection::parse(&bytes).resume_at(rip))
+        let Some(rseq) = self.rseq()? else { return Ok(rip) };
+        let section = self.section.get_or_init(|| {
+            let section = remote::read_u64(self.tid, VirtAddr(rseq.address).add(8)).unwrap_or(0);
+            let mut bytes = [0; 32];
+            let found = section != 0 && remote::read(self.tid, VirtAddr(section), &mut bytes).is_ok();
+            found.then(|| CriticalSection::parse(&bytes))
+        });
+        Ok(section.as_ref().map_or(rip, |section| section.resume_at(rip)))
     }
 
     /// Sends the thread into the runner. From the first request on it finds its way back alone.

@@ -86,6 +86,11 @@ impl Protection {
         Ok((Self { control: Some(control), ..Self::default() }, settled))
     }
 
+    /// Whether threads of the process may have run since the stop, to end what they were in the midst of.
+    pub(crate) fn has_run(&self) -> bool {
+        self.control.is_some()
+    }
+
     /// The control block: known from dispatching, or told by the library's table.
     pub(crate) fn control(&mut self, pid: Pid) -> Result<Option<&Control>> {
         if self.control.is_none()
