@@ -9,6 +9,7 @@ mod scale;
 mod service;
 mod store;
 mod throughput;
+mod trackers;
 mod window;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("window-fast-writers", window::fast_writers),
     ("window-crowd", window::crowd),
     ("gap", window::gap),
+    ("trackers", trackers::bench),
     ("restores", restores::bench),
     ("scale", scale::bench),
     ("store", store::bench),

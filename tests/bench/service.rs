@@ -115,26 +115,29 @@ impl Service {
         }
     }
 
-    /// Lets the main process write the pages of [`Load::pages`], and waits until it has.
-    pub(crate) fn write_pages(&self) {
+    /// Lets the main process write the pages of [`Load::pages`], and waits until it has; gives the time that it took, ms.
+    pub(crate) fn write_pages(&self) -> f64 {
         let _ = fs::remove_file(GAP);
         self.signal("SIGUSR2");
-        eventually("the service has written its pages", 60, || fs::read(GAP).ok());
+        told("the service has written its pages")
     }
 
     /// The longest time that the service saw its clock stand still since the last call, ms.
     pub(crate) fn gap(&self) -> f64 {
         let _ = fs::remove_file(GAP);
         self.signal("SIGUSR1");
-        let said = eventually("the service tells its longest gap", 60, || {
-            fs::read_to_string(GAP).ok().filter(|text| text.ends_with('\n'))
-        });
-        said.trim().parse::<f64>().expect("a number") / 1e6
+        told("the service tells its longest gap")
     }
 
     fn signal(&self, signal: &str) {
         must(&["systemctl", "kill", "--kill-who=main", &format!("--signal={signal}"), UNIT]);
     }
+}
+
+/// The service's answer to a signal, ns, as ms.
+fn told(what: &str) -> f64 {
+    let said = eventually(what, 60, || fs::read_to_string(GAP).ok().filter(|text| text.ends_with('\n')));
+    said.trim().parse::<f64>().expect("a number") / 1e6
 }
 
 impl Drop for Service {
@@ -202,8 +205,9 @@ pub(crate) fn child(load: &Load) -> ! {
             _ => {
                 round = round.wrapping_add(1);
                 let pages = load.pages.min(memory.len() / PAGE);
+                let start = Instant::now();
                 memory.chunks_exact_mut(PAGE).take(pages).for_each(|page| page[17] ^= round | 1);
-                pages as u64
+                start.elapsed().as_nanos() as u64
             }
         };
         let _ = fs::write(format!("{GAP}.new"), format!("{answer}\n"));

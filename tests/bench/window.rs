@@ -90,7 +90,9 @@ pub(crate) fn written(report: &mut Report) {
     for share in [0.0, 0.01, 0.1, 0.5] {
         let pages = (share * 262_144.0) as usize;
         let service = Service::start(&Load { mib: 1024, pages, ..Load::default() }, "");
-        let costs = costs(&service, &[], || service.write_pages());
+        let costs = costs(&service, &[], || {
+            service.write_pages();
+        });
         let percent = share * 100.0;
         windows.push([percent, window(&costs)]);
         let name = format!("freeze window, 1 GiB, {percent} % written between");
