@@ -200,15 +200,32 @@ fn a_failed_unit_is_restored(name: &str) {
 
 fn a_bad_file_is_told_with_its_place(name: &str) {
     let file = format!("/etc/ckpt/groups.d/{name}.toml");
+    let place = format!("{name}.toml:3:1: ");
+    let reload = ["busctl", "call", "org.ckpt", "/org/ckpt", "org.ckpt.Manager1", "Reload"];
+    let failed = |words: &[&str]| {
+        let out = run(words);
+        assert!(!out.status.success(), "{words:?} succeeded");
+        text(&out.stderr)
+    };
     fs::create_dir_all("/etc/ckpt/groups.d").expect("created");
-    fs::write(&file, "slice = \"bad.slice\"\n[capture]\ncompres = \"lz4\"\n").expect("written");
-    let out = run(&["ckptctl", "enable", name]);
-    let said = text(&out.stderr);
-    assert!(!out.status.success() && said.contains(&format!("{name}.toml:3:1: ")), "{said}");
+    let good = "slice = \"bad.slice\"\n";
+    fs::write(&file, format!("{good}[capture]\ncompres = \"lz4\"\n")).expect("written");
+    let said = failed(&["ckptctl", "enable", name]);
+    assert!(said.contains(&place), "{said}");
+    let said = failed(&reload);
+    assert!(said.contains(&place) && said.contains("left out"), "{said}");
+    fs::write(&file, good).expect("written");
+    must(&reload);
+    fs::write(&file, format!("{good}[capture]\ncompres = \"lz4\"\n")).expect("written");
+    let said = failed(&reload);
+    assert!(said.contains(&place) && said.contains("stays as it was"), "{said}");
+    must(&["ckptctl", "status", name]);
     must(&["systemctl", "restart", "ckptd.service"]);
+    let said = failed(&["ckptctl", "check", name]);
+    assert!(said.contains(&place), "{said}");
     let journal =
         must(&["journalctl", "-q", "--no-pager", "-o", "cat", "-u", "ckptd.service", "-p", "warning"]);
-    assert!(journal.contains(&format!("{name}.toml:3:1: ")), "{journal}");
+    assert!(journal.contains(&place), "{journal}");
     fs::remove_file(&file).expect("removed");
-    must(&["busctl", "call", "org.ckpt", "/org/ckpt", "org.ckpt.Manager1", "Reload"]);
+    must(&reload);
 }

@@ -289,13 +289,13 @@ pub fn event(group: &str, event: &Event) {
     }
 }
 
-/// A group file that is no group; the daemon goes on without it.
-pub fn bad_group_file(error: &load::Error) {
+/// A group file that is no group, and what becomes of the group; the daemon goes on.
+pub fn bad_group_file(error: &load::Error, outcome: &str) {
     warn!(
         MESSAGE_ID = ids::BAD_GROUP_FILE,
         CKPT_GROUP = error.group,
         CKPT_PATH = %error.file.display(),
-        "{error}; the group is left out"
+        "{error}; {outcome}"
     );
 }
 

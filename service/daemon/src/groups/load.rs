@@ -36,6 +36,15 @@ pub fn all(dir: &Path) -> (BTreeMap<String, GroupConfig>, Vec<Error>) {
     (groups, errors)
 }
 
+/// What is wrong with the file of this group, if there is one and it is.
+pub fn wrong(dir: &Path, group: &str) -> Option<String> {
+    let file = super::file::path(dir, group);
+    if !names::valid(group) || !file.exists() {
+        return None;
+    }
+    one(&file, group).err()
+}
+
 fn one(file: &Path, group: &str) -> Result<GroupConfig, String> {
     if !names::valid(group) {
         return Err(format!("{}: `{group}` cannot be the name of a group", file.display()));

@@ -12,6 +12,9 @@ use crate::bus::options::Dict;
 use crate::bus::rows;
 use crate::{groups, journal};
 
+/// What to do about a file that is wrong.
+const CORRECT_IT: &str = "correct the file, then `systemctl reload ckptd`";
+
 impl Service {
     /// The group of this name; where there is none, the service `NAME.service` as a group of one. `NAME` may be escaped like the
     /// instance of a unit (systemd.unit(5)).
@@ -29,7 +32,10 @@ impl Service {
                     return Ok(Group { name, config });
                 }
             }
-            Err(Error::NoSuchGroup(asked))
+            match groups::load::wrong(&service.groups_dir, &asked) {
+                Some(wrong) => Err(Error::InvalidArgs(format!("{wrong}; {CORRECT_IT}"))),
+                None => Err(Error::NoSuchGroup(asked)),
+            }
         })
         .await?
     }
@@ -93,13 +99,18 @@ impl Service {
         groups::file::path(&self.groups_dir, group).exists()
     }
 
-    /// Takes groups.d as it is now. Files that are wrong are told; what was known of them stays.
-    fn load(&self) {
+    /// Takes groups.d as it is now. Files that are wrong are told; what was known of them stays. Gives what is wrong with each, and what
+    /// follows from it.
+    fn load(&self) -> Vec<String> {
         let (read, errors) = groups::load::all(&self.groups_dir);
-        for error in &errors {
-            journal::bad_group_file(error);
-        }
         let mut state = self.state();
+        let told = |error: &groups::load::Error| {
+            let stays = state.groups.get(&error.group).is_some_and(|known| known.enabled);
+            let outcome = if stays { "the group stays as it was before" } else { "the group is left out" };
+            journal::bad_group_file(error, outcome);
+            format!("{error}; {outcome}")
+        };
+        let told = errors.iter().map(told).collect();
         for (name, known) in &mut state.groups {
             let wrong = errors.iter().any(|e| e.group == *name);
             known.enabled = read.contains_key(name) || (known.enabled && wrong);
@@ -108,12 +119,15 @@ impl Service {
             let known: &mut Known = state.groups.entry(name).or_default();
             (known.config, known.enabled) = (config, true);
         }
+        told
     }
 
     /// Reload(): groups.d and the drop-ins, anew.
+    ///
+    /// Errors: InvalidArgs with what is wrong in which file; all other files are taken.
     pub async fn reload(self: &Arc<Self>) -> Result<(), Error> {
         let before = self.all_registered();
-        self.load();
+        let wrong = self.load();
         let now = self.all_registered();
         let gone: Vec<_> = before.iter().filter(|b| now.iter().all(|n| n.name != b.name)).cloned().collect();
         let present = now.clone();
@@ -127,7 +141,10 @@ impl Service {
             self.sync(&name).await?;
             self.publish_config(&name).await;
         }
-        Ok(())
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(Error::InvalidArgs(format!("{}; {CORRECT_IT}", wrong.join("; ")))),
+        }
     }
 
     /// Registers a group: checks everything, writes groups.d/NAME.toml and the drop-ins.
