@@ -128,6 +128,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.push(test("sandbox-no-exec", nothing_else_may_run));
     tests.push(test("sandbox-users-of-its-own", a_user_namespace_of_its_own_is_refused));
     tests.push(test("sandbox-root-directory", another_root));
+    tests.push(test("sandbox-temporary-file-system", temporary_file_system));
     tests
 }
 
@@ -150,6 +151,20 @@ fn a_user_namespace_of_its_own_is_refused(name: &str) {
         (&"namespace".into(), &"ns/user".into())
     );
     assert_eq!(run(&["ckptctl", "checkpoint", name]).status.code(), Some(4));
+    assert_eq!(victim.ask(), 0);
+}
+
+/// What a service has put into a TemporaryFileSystem= of its own is there again, beside what is mounted in it.
+fn temporary_file_system(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let settings =
+        "TemporaryFileSystem=/mnt /opt:ro\nBindReadOnlyPaths=/usr:/mnt/deep/usr /etc/passwd:/mnt/deep/file";
+    let victim = group.victim("case-files", "temporary_file_system", settings);
+    for _ in 0..2 {
+        group.checkpoint(&["--stop"]);
+        group.restore();
+    }
     assert_eq!(victim.ask(), 0);
 }
 

@@ -14,6 +14,7 @@
 #include <sys/signalfd.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
+#include <sys/statfs.h>
 #include <sys/timerfd.h>
 #include <sys/xattr.h>
 #include <sys/uio.h>
@@ -189,6 +190,37 @@ CASE(tmpfile_with_attributes)
 	same(now.st_mode & 07777, 0751);
 	same(now.st_size, 12345);
 	same(now.st_nlink, 0);
+}
+
+/* Of the unit's own: TemporaryFileSystem=/mnt, with something mounted in it. */
+CASE(temporary_file_system)
+{
+	char text[8] = "";
+	struct statfs system;
+	must(statfs("/mnt", &system));
+	if (system.f_type != 0x01021994) { /* TMPFS_MAGIC */
+		cannot("/mnt is no temporary file system");
+		return;
+	}
+	must(mkdir("/mnt/deep/own", 0710));
+	int fd = must(open("/mnt/deep/own/file", O_RDWR | O_CREAT, 0640));
+	put(fd, "one two");
+	must(lseek(fd, 4, SEEK_SET));
+	int closed = must(open("/mnt/closed", O_WRONLY | O_CREAT, 0600));
+	put(closed, "kept");
+	close(closed);
+	restored();
+	reads(fd, "two");
+	closed = must(open("/mnt/closed", O_RDONLY));
+	reads(closed, "kept");
+	struct stat now, by_name;
+	must(stat("/mnt/deep/own", &now));
+	same(now.st_mode & 07777, 0710);
+	must(fstat(fd, &now));
+	must(stat("/mnt/deep/own/file", &by_name));
+	same(now.st_ino, by_name.st_ino);
+	must(access("/mnt/deep/usr/bin", F_OK));
+	same(readlink("/mnt/deep/usr", text, sizeof text), -1);
 }
 
 CASE(unlinked)

@@ -296,6 +296,8 @@ pub struct Unit {
     pub main_pid: i32,
     /// RuntimeDirectory= as absolute paths (/run/NAME).
     pub runtime_directories: Vec<PathBuf>,
+    /// TemporaryFileSystem= but for those that are read-only.
+    pub temporary_file_systems: Vec<PathBuf>,
     /// PrivateTmp=.
     pub private_tmp: bool,
     /// PrivateUsers=.

@@ -44,6 +44,10 @@ const FILES: &[Row] = &[
         "offset, flags, locks (POSIX, OFD, flock), leases, owner and signal; by its path",
     ),
     restored("file without a name", "O_TMPFILE, unlinked, replaced; its content is in the image"),
+    restored(
+        "what lies in RuntimeDirectory=, PrivateTmp= and TemporaryFileSystem= of a unit",
+        "of the last where it is writable and not below /run",
+    ),
     restored("O_PATH, symbolic link, hard links", "another name of a file is known on btrfs only"),
     restored("FIFO, pipe", "content, size, packets, ends that are closed"),
     restored("/dev/null, zero, full, random, urandom; kmsg for writing", ""),

@@ -103,20 +103,32 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
     let service = bridge.service(name).await?;
     let unit = bridge.unit(name).await?;
     let of = |e: zbus::Error| failed(name, &e);
-    let (id, active_state, cgroup, main_pid, runtime, kind, private_tmp, private_users, watchdog, stored) =
-        try_join!(
-            unit.id(),
-            unit.active_state(),
-            service.control_group(),
-            service.main_pid(),
-            service.runtime_directory(),
-            service.kind(),
-            service.private_tmp(),
-            service.private_users(),
-            service.watchdog_usec(),
-            service.stored_descriptors(),
-        )
-        .map_err(of)?;
+    let (
+        id,
+        active_state,
+        cgroup,
+        main_pid,
+        runtime,
+        temporary,
+        kind,
+        private_tmp,
+        private_users,
+        watchdog,
+        stored,
+    ) = try_join!(
+        unit.id(),
+        unit.active_state(),
+        service.control_group(),
+        service.main_pid(),
+        service.runtime_directory(),
+        service.temporary_file_system(),
+        service.kind(),
+        service.private_tmp(),
+        service.private_users(),
+        service.watchdog_usec(),
+        service.stored_descriptors(),
+    )
+    .map_err(of)?;
     let main_pid = i32::try_from(main_pid).unwrap_or(0);
     Ok(Unit {
         // A unit may have been named by an alias (redis.service): one unit has one name.
@@ -128,6 +140,11 @@ async fn describe(bridge: &Bridge, name: &str) -> Result<Unit, Error> {
         runtime_directories: runtime
             .iter()
             .map(|d| PathBuf::from("/run").join(d.split(':').next().unwrap_or(d)))
+            .collect(),
+        temporary_file_systems: temporary
+            .into_iter()
+            .filter(|(_, options)| !options.split(',').any(|option| option == "ro"))
+            .map(|(path, _)| path.into())
             .collect(),
         private_tmp,
         private_users,

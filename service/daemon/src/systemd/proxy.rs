@@ -96,6 +96,8 @@ pub trait Service {
     #[zbus(property)]
     fn runtime_directory(&self) -> zbus::Result<Vec<String>>;
     #[zbus(property)]
+    fn temporary_file_system(&self) -> zbus::Result<Vec<(String, String)>>;
+    #[zbus(property)]
     fn private_tmp(&self) -> zbus::Result<bool>;
     #[zbus(property)]
     fn private_users(&self) -> zbus::Result<bool>;

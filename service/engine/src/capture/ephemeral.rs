@@ -1,5 +1,5 @@
-//! Directories that systemd removes with the unit: RuntimeDirectory=, and /tmp and /var/tmp of PrivateTmp=. Their content goes into
-//! the image, one archive a unit.
+//! Directories that systemd removes with the unit: RuntimeDirectory=, /tmp and /var/tmp of PrivateTmp=, and TemporaryFileSystem=. Their
+//! content goes into the image, one archive a unit.
 //!
 //! ```text
 //!  ephemeral/N.tar   N: the unit's index; entries named by the path of the directory without its leading slash
@@ -41,7 +41,18 @@ pub fn directories(unit: &Unit) -> Vec<PathBuf> {
     if unit.private_tmp {
         all.extend(["/tmp".into(), "/var/tmp".into()]);
     }
+    all.extend(unit.temporary_file_systems.iter().filter(|path| is_own(path)).cloned());
     all
+}
+
+/// Whether a temporary file system holds what the unit's processes put there: others are as systemd makes them.
+fn is_own(path: &Path) -> bool {
+    path.parent().is_some() && !["/run", "/dev", "/proc", "/sys"].iter().any(|root| path.starts_with(root))
+}
+
+/// Whether a directory of a unit is a mount of a file system in memory, and is to be filled only if it is one.
+pub fn is_mount(path: &Path) -> bool {
+    is_own(path) && ![Path::new("/tmp"), Path::new("/var/tmp")].contains(&path)
 }
 
 /// Archives the directories as process `pid` of the unit sees them, into `image/ephemeral/INDEX.tar`, which is written but not

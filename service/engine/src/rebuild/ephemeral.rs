@@ -24,7 +24,7 @@ use tar::{Archive, Entry, EntryType};
 
 use super::Failure;
 use super::places::Places;
-use crate::capture::ephemeral::{DIRECTORY, PAX_MTIME, PAX_SOCKET, PAX_XATTR};
+use crate::capture::ephemeral::{DIRECTORY, PAX_MTIME, PAX_SOCKET, PAX_XATTR, is_mount};
 
 /// Puts back the directories of all units from the archives of an image.
 pub fn put_back(image: &GroupImage, directory: &Path, places: &Places) -> Result<(), Failure> {
@@ -32,18 +32,35 @@ pub fn put_back(image: &GroupImage, directory: &Path, places: &Places) -> Result
         let path = directory.join(DIRECTORY).join(format!("{index}.tar"));
         let file = File::open(&path)
             .map_err(|e| Failure::corrupt(format!("open {}: {e}", path.display())).of_unit(&unit.name))?;
-        places.within(UnitIndex(index as u32), || extract(file, &unit.ephemeral, Path::new("/")))?.map_err(
-            |(path, e)| {
-                Failure::not_restorable(format!("put back: {e}"))
-                    .of_unit(&unit.name)
-                    .of_object(path.display().to_string())
-            },
-        )?;
+        let put_back = || {
+            mounted(&unit.ephemeral)?;
+            extract(file, &unit.ephemeral, Path::new("/"))
+        };
+        places.within(UnitIndex(index as u32), put_back)?.map_err(|(path, e)| {
+            Failure::not_restorable(format!("put back: {e}"))
+                .of_unit(&unit.name)
+                .of_object(path.display().to_string())
+        })?;
     }
     Ok(())
 }
 
 type Failed = (PathBuf, std::io::Error);
+
+/// Fails if a directory that was a temporary file system of the unit's own is none any more: what is there now is not ours to empty.
+fn mounted(directories: &[PathBuf]) -> Result<(), Failed> {
+    for directory in directories.iter().filter(|directory| is_mount(directory)) {
+        let fail = |e: Errno| (directory.clone(), std::io::Error::from(e));
+        let device = |path: &Path| nix::sys::stat::stat(path).map(|stat| stat.st_dev).map_err(fail);
+        let kind = nix::sys::statfs::statfs(directory).map_err(fail)?.filesystem_type();
+        let parent = directory.parent().unwrap_or(directory);
+        if kind != nix::sys::statfs::TMPFS_MAGIC || device(directory)? == device(parent)? {
+            let text = "it was a temporary file system (TemporaryFileSystem=) and is none";
+            return Err((directory.clone(), std::io::Error::other(text)));
+        }
+    }
+    Ok(())
+}
 
 /// Empties the directories and fills them from the archive, below `root`.
 fn extract(file: impl Read, directories: &[PathBuf], root: &Path) -> Result<(), Failed> {
@@ -113,11 +130,18 @@ fn clear(fd: &OwnedFd, device: u64, depth: usize) -> Result<(), Errno> {
     }
     for name in names {
         let stat = fstatat(fd, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if stat.st_dev != device {
+            continue; // mounted there
+        }
         if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFDIR.bits() {
             unlinkat(fd, name.as_c_str(), UnlinkatFlags::NoRemoveDir)?;
-        } else if stat.st_dev == device {
+        } else {
             clear(&open_beneath(fd, Path::new(OsStr::from_bytes(name.as_bytes())))?, device, depth + 1)?;
-            unlinkat(fd, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+            match unlinkat(fd, name.as_c_str(), UnlinkatFlags::RemoveDir) {
+                // What is mounted below stays, with the way there.
+                Ok(()) | Err(Errno::ENOTEMPTY | Errno::EBUSY) => {}
+                Err(e) => return Err(e),
+            }
         }
     }
     Ok(())
