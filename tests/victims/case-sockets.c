@@ -1263,6 +1263,26 @@ CASE(udp_options_seldom_used)
 	}
 }
 
+CASE(tcp_reset_not_read)
+{
+	struct sockaddr_in here = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t size = sizeof here;
+	char byte;
+	int listener = must(socket(AF_INET, SOCK_STREAM, 0)), fd = must(socket(AF_INET, SOCK_STREAM, 0));
+	must(bind(listener, (struct sockaddr *)&here, size));
+	must(listen(listener, 1));
+	must(getsockname(listener, (struct sockaddr *)&here, &size));
+	must(connect(fd, (struct sockaddr *)&here, size));
+	int server = must(accept(listener, NULL, NULL));
+	must(setsockopt(server, SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 }, sizeof(struct linger)));
+	close(server);
+	usleep(50000);
+	restored();
+	same(read(fd, &byte, 1), -1);
+	same(errno, ECONNRESET);
+	same(read(fd, &byte, 1), 0);
+}
+
 CASE(tcp_options_before_connect)
 {
 	int fd = must(socket(AF_INET, SOCK_STREAM, 0)), listener = must(socket(AF_INET, SOCK_STREAM, 0));

@@ -80,6 +80,8 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
             note_end(cx, found, local.as_deref(), &remote);
             InetState::Reset { remote }
         }
+        // The application has not been told of its end yet.
+        _ if tcp::is_reset(fd) => InetState::Reset { remote: Vec::new() },
         _ if tcp::is_over(fd) => {
             let received = if cx.depth == Depth::Contents { tcp::received(fd) } else { Ok(Vec::new()) };
             InetState::Over { received: received.map_err(Refusal::call("recvmsg(MSG_PEEK)"))? }

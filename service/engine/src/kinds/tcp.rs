@@ -63,6 +63,12 @@ pub(super) fn is_over(fd: BorrowedFd<'_>) -> bool {
     info(fd).is_ok_and(|info| info[0] == CLOSED) && is_read_closed(fd)
 }
 
+/// Whether it ended by an error that nobody has read, and there is nothing to be read before it.
+pub(super) fn is_reset(fd: BorrowedFd<'_>) -> bool {
+    let failed = || socket::ready(fd, libc::POLLERR).unwrap_or(0) & libc::POLLERR != 0;
+    is_over(fd) && failed() && socket::readable(fd) == Ok(0)
+}
+
 fn set(fd: BorrowedFd<'_>, name: i32, value: i32) -> Result<(), Errno> {
     socket::set_int_option(fd, libc::IPPROTO_TCP, name, value)
 }
