@@ -1,6 +1,7 @@
 //! How processes of a group belong together: units, namespaces, parents and children.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord};
 use nix::sys::stat::stat;
@@ -24,6 +25,8 @@ pub fn unit_of<'c>(units: &[UnitRecord], cgroup: &'c str) -> Option<(UnitIndex, 
 
 /// The namespaces of a process, by the inode numbers of /proc/PID/ns/*; 0 for our own user namespace.
 pub fn namespaces(pid: i32) -> NamespaceRecord {
+    /// The user namespace of this program, which it never leaves.
+    static OURS: LazyLock<u64> = LazyLock::new(|| stat("/proc/self/ns/user").map_or(0, |s| s.st_ino));
     let ino = |name: &str| stat(format!("/proc/{pid}/ns/{name}").as_str()).map_or(0, |s| s.st_ino);
     NamespaceRecord {
         mnt: ino("mnt"),
@@ -31,7 +34,7 @@ pub fn namespaces(pid: i32) -> NamespaceRecord {
         ipc: ino("ipc"),
         uts: ino("uts"),
         user: match ino("user") {
-            own if own == stat("/proc/self/ns/user").map_or(0, |s| s.st_ino) => 0,
+            own if own == *OURS => 0,
             other => other,
         },
         pid: ino("pid"),

@@ -32,7 +32,7 @@ use crate::members::living_task;
 use crate::storage::Subvolume;
 use crate::timeline::Timeline;
 use crate::track::{Chain, SpaceKey};
-use crate::{check, machine, pinned};
+use crate::{check, machine, parallel, pinned};
 
 /// A capture that is prepared.
 pub struct Capture {
@@ -368,13 +368,11 @@ fn descriptors(
         .known_as(people.identities.clone())
         .to_outside(outside)
         .with_quiet(quiet_rings);
-    for (index, table) in people.fd_tables.iter().enumerate() {
-        let id = capture
-            .add_process(table.pid.as_raw(), table.unit)
+    let texts = parallel::map(&people.fd_tables, 16, |table| kinds::texts_of(table.pid.as_raw()));
+    for (table, texts) in people.fd_tables.iter().zip(texts) {
+        texts
+            .and_then(|texts| capture.add_table(table.pid.as_raw(), table.unit, &texts))
             .map_err(|e| Error::io(format!("look at the descriptors of pid {}", table.pid), e))?;
-        if id != FdTableId(index as u32) {
-            return Err(Error::Failed(format!("descriptor table {index} of pid {} is {id}", table.pid)));
-        }
     }
     Ok(capture.finish())
 }

@@ -27,8 +27,8 @@ use crate::{Problem, Severity};
 
 mod table;
 
-pub(crate) use table::numbers;
-use table::{add_posix_locks, raise_descriptor_limit, sockets_of};
+use table::{add_posix_locks, raise_descriptor_limit, sockets_of, text_of};
+pub(crate) use table::{numbers, texts_of};
 
 /// How deep to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,11 +199,25 @@ impl<'a> DescriptorCapture<'a> {
             }
             Err(place) => place,
         };
+        let texts = numbers.iter().map(|fd| text_of(pid, *fd)).collect::<Result<Vec<_>, _>>()?;
+        let id = self.add_table(pid, unit, &texts.into_iter().flatten().collect::<Vec<_>>())?;
+        self.tables_by_order.insert(place, (pid, id));
+        Ok(id)
+    }
+
+    /// A process whose table is none of those that are known, with what [`texts_of`] told of it.
+    pub(crate) fn add_table(
+        &mut self,
+        pid: i32,
+        unit: UnitIndex,
+        texts: &[(RawFd, String)],
+    ) -> Result<FdTableId, Errno> {
         let id = FdTableId(self.tables.len() as u32);
         let process = descriptor::open_process(pid)?;
         let mut table = FdTableRecord { id, descriptors: Vec::new(), posix_locks: Vec::new() };
-        for &fd in numbers {
-            let Some(info) = self.read_info(pid, unit, fd)? else { continue };
+        for (fd, text) in texts {
+            let fd = *fd;
+            let Some(info) = self.read_info(pid, unit, fd, text) else { continue };
             let index = self.find(process.as_fd(), Place { pid, fd }, unit, &info)?;
             let Some(index) = index else { continue };
             self.hints.insert(fd, index);
@@ -213,7 +227,6 @@ impl<'a> DescriptorCapture<'a> {
             add_posix_locks(&mut table.posix_locks, &self.found, index, &info);
         }
         self.tables.push(table);
-        self.tables_by_order.insert(place, (pid, id));
         self.table_of.insert(pid, id);
         Ok(id)
     }
@@ -233,15 +246,10 @@ impl<'a> DescriptorCapture<'a> {
         Ok(Err(low))
     }
 
-    /// fdinfo of a descriptor; `None` if it is closed by now or cannot be understood (which is a problem).
-    fn read_info(&mut self, pid: i32, unit: UnitIndex, fd: RawFd) -> Result<Option<fdinfo::FdInfo>, Errno> {
-        let text = match ckpt_sys::proc_file::read_text(format!("/proc/{pid}/fdinfo/{fd}")) {
-            Ok(text) => text,
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-            Err(e) => return Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
-        };
-        match fdinfo::parse(&text) {
-            Ok(info) => Ok(Some(info)),
+    /// fdinfo of a descriptor; `None` if it cannot be understood, which is a problem.
+    fn read_info(&mut self, pid: i32, unit: UnitIndex, fd: RawFd, text: &str) -> Option<fdinfo::FdInfo> {
+        match fdinfo::parse(text) {
+            Ok(info) => Some(info),
             Err(line) => {
                 let refusal = Refusal::new(
                     "descriptor-unreadable",
@@ -249,7 +257,7 @@ impl<'a> DescriptorCapture<'a> {
                     "report it, with the version of the kernel",
                 );
                 self.problem(Severity::Error, unit, pid, format!("fd {fd}"), refusal);
-                Ok(None)
+                None
             }
         }
     }

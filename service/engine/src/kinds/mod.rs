@@ -52,8 +52,8 @@ mod unix_socket;
 
 pub use terminal::Controlling;
 
-pub(crate) use collect::numbers;
 pub use collect::{Captured, Depth, DescriptorCapture};
+pub(crate) use collect::{numbers, texts_of};
 pub use io_uring::is_ring;
 pub use message_queue::OpenQueue;
 

@@ -120,7 +120,10 @@ fn attempt(
         engine.hold(&group.name, outside);
         return Ok(describe::info(&manifest));
     }
-    let (window, stages) = still.end()?;
+    let (window, mut stages) = still.end()?;
+    if !pause.is_zero() {
+        stages.insert(0, ("pause".into(), micros(pause)));
+    }
     let freeze_usec = micros(pause + window);
     let (captured, taken) = taken?;
     engine.hold(&group.name, Vec::new()); // what an earlier end of the group left

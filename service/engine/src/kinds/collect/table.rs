@@ -48,6 +48,21 @@ pub(crate) fn numbers(pid: i32) -> Result<Vec<RawFd>, Errno> {
     Ok(numbers)
 }
 
+/// The descriptors of a process with their texts of fdinfo, ascending: on any thread.
+pub(crate) fn texts_of(pid: i32) -> Result<Vec<(RawFd, String)>, Errno> {
+    let texts = numbers(pid)?.into_iter().map(|fd| text_of(pid, fd)).collect::<Result<Vec<_>, _>>()?;
+    Ok(texts.into_iter().flatten().collect())
+}
+
+/// fdinfo of a descriptor; `None` if it is closed by now.
+pub(super) fn text_of(pid: i32, fd: RawFd) -> Result<Option<(RawFd, String)>, Errno> {
+    match ckpt_sys::proc_file::read_text(format!("/proc/{pid}/fdinfo/{fd}")) {
+        Ok(text) => Ok(Some((fd, text))),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+    }
+}
+
 /// Inode numbers of the sockets a process has; empty if it may not be looked at.
 pub(super) fn sockets_of(pid: i32) -> HashSet<u64> {
     let Ok(fds) = numbers(pid) else { return HashSet::new() };
