@@ -46,8 +46,8 @@ pub struct Live {
     threads: Vec<Held>,
     status: Status,
     filters: Vec<Vec<u8>>,
-    /// Where the runner is or can be, and its header if it is there; until it is prepared.
-    place: Option<Result<(Place, Option<Header>)>>,
+    /// Where the runner is or can be, until it is prepared.
+    place: Option<Result<Place>>,
     runner: Option<Runner>,
     booting: Option<Boot>,
     /// Threads in a batch, with the signal that is the sign of each.
@@ -102,10 +102,9 @@ impl Live {
         let (protection, all) = Protection::settle(process.threads, deadline)?;
         let pid = all.first().map_or(process_id, Stopped::tid);
         let status = if protection.has_run() { task::status(pid)? } else { shown };
-        let place = Place::find(pid, auxv).and_then(|place| Ok((place.installed()?, place)));
-        let place = place.map(|(header, place)| (place, header));
-        let code = match &place {
-            Ok((place, Some(_))) => Some(place.code()),
+        let place = Place::find(pid, auxv);
+        let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
+            Ok((Ok(Some(_)), code)) => Some(code),
             _ => None,
         };
         let mut threads = Vec::with_capacity(all.len());
@@ -264,9 +263,10 @@ impl Live {
         if !self.allowed() {
             return Err(no("its seccomp filter does not allow what the runner itself needs"));
         }
-        let (place, header) = self.place.take().ok_or(no("it was let go"))??;
+        let place = self.place.take().ok_or(no("it was let go"))??;
         let wanted = self.threads.len() as u64;
-        match header {
+        // A process that shares the memory may have installed it meanwhile.
+        match place.installed()? {
             Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => {
                 return self.take_area(place, header);
             }
