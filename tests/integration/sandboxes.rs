@@ -118,17 +118,30 @@ const SANDBOXES: [(&str, &str, &str); 36] = [
     ),
 ];
 
+/// How a restore tells of mounts that a service has made itself.
+const OWN_MOUNTS: &str = "had mounted in its mount namespace by itself";
+
+/// What the daemon warned of the group.
+fn warned(group: &str) -> String {
+    must(&["journalctl", "-q", "--no-pager", "-u", "ckptd", "-o", "cat", &format!("CKPT_GROUP={group}")])
+}
+
 pub(crate) fn tests() -> Vec<Test> {
     let one = |&(sandbox, victim, settings): &(&str, &'static str, &'static str)| {
         // The port of the victim `tcp`.
         let arguments = if victim == "tcp" { "7702" } else { "" };
-        test(&format!("sandbox-{sandbox}"), move |name| goes_back(name, victim, arguments, settings))
+        test(&format!("sandbox-{sandbox}"), move |name| {
+            goes_back(name, victim, arguments, settings);
+            let said = warned(name);
+            assert!(!said.contains(OWN_MOUNTS), "{said}");
+        })
     };
     let mut tests: Vec<Test> = SANDBOXES.iter().map(one).collect();
     tests.push(test("sandbox-no-exec", nothing_else_may_run));
     tests.push(test("sandbox-users-of-its-own", a_user_namespace_of_its_own_is_refused));
     tests.push(test("sandbox-root-directory", another_root));
     tests.push(test("sandbox-temporary-file-system", temporary_file_system));
+    tests.push(test("sandbox-own-mounts", mounts_of_its_own_are_told));
     tests
 }
 
@@ -165,6 +178,20 @@ fn temporary_file_system(name: &str) {
         group.checkpoint(&["--stop"]);
         group.restore();
     }
+    assert_eq!(victim.ask(), 0);
+}
+
+/// What a service has mounted in its namespace by itself is not made again, but told.
+fn mounts_of_its_own_are_told(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let program =
+        format!("/bin/sh -c 'mount -t tmpfs own /mnt; exec {} \"$$0\"'", victim_program("memory").display());
+    let victim = group.victim_at("memory", std::path::Path::new(&program), "", "PrivateMounts=yes");
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    let said = warned(name);
+    assert!(said.contains(&format!("{OWN_MOUNTS} is not there: /mnt (tmpfs)")), "{said}");
     assert_eq!(victim.ask(), 0);
 }
 

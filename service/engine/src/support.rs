@@ -217,6 +217,11 @@ const PROCESSES: &[Row] = &[
         "with the capabilities in it; as systemd makes it",
     ),
     refused("user namespaces that a service made itself", "namespace", ""),
+    reset(
+        "what a service has mounted itself in the mount namespace of its unit",
+        "not-quite-restored",
+        "lost; the restore tells what",
+    ),
     restored(
         "PR_SET_MDWE, PR_SET_MEMORY_MERGE, PR_SET_IO_FLUSHER, PR_SET_SPECULATION_CTRL, PR_SET_TSC, PR_SET_THP_DISABLE, PR_TIMER_CREATE_RESTORE_IDS",
         "",

@@ -55,6 +55,7 @@ impl Group {
             clocks: Default::default(),
             ephemeral: vec![],
             private_users: false,
+            mounts: Vec::new(),
         }
     }
 

@@ -145,6 +145,7 @@ mod tests {
             clocks: Default::default(),
             ephemeral: vec![],
             private_users: false,
+            mounts: Vec::new(),
         }
     }
 

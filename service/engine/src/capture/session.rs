@@ -291,6 +291,10 @@ fn unit_record(unit: &Unit) -> UnitRecord {
         clocks: UnitClocks::default(),
         ephemeral: ephemeral::directories(unit),
         private_users: unit.private_users,
+        mounts: match unit.main_pid {
+            0 => Vec::new(),
+            pid => kinds::mounts::capture(pid),
+        },
     }
 }
 

@@ -30,6 +30,7 @@ pub mod io_uring;
 pub mod late;
 mod memfd;
 mod message_queue;
+pub(crate) mod mounts;
 mod multicast;
 mod netlink;
 mod options;

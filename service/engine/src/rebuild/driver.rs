@@ -38,9 +38,9 @@ use super::users::Users;
 use super::waves::{Batches, side_by_side};
 use super::{Failure, Member, clocks, credentials, ephemeral, holes, ids, notify, release, sysv, tables};
 use crate::api::UnitMain;
-use crate::kinds::late;
 use crate::kinds::outside::Held;
 use crate::kinds::rebuild::Descriptions;
+use crate::kinds::{late, mounts};
 use crate::timeline::{Laps, Timeline};
 
 /// What ckptd asks of ckpt-restore, as JSON on its standard input.
@@ -108,6 +108,7 @@ pub(super) fn rebuild(prepared: &Prepared, request: &Request) -> Result<Report, 
     let image = &prepared.image;
     let blockade = Blockade::below(tables::floor(image))?;
     let mut places = Places::open(image, &request.units)?;
+    let unlike = mounts::missing(image, places.iter().map(|place| Some(place.stub.as_ref()?.0)));
     let plan = Plan::of(image, spare_ids())?;
     nursery::block_signals()?;
     let jumps = clocks::go_on(&mut places, image)?;
@@ -150,6 +151,7 @@ pub(super) fn rebuild(prepared: &Prepared, request: &Request) -> Result<Report, 
     clock.lap("threads");
     let mut warnings = std::mem::take(&mut rebuild.warnings);
     warnings.extend(jumps);
+    warnings.extend(unlike);
     let units = main_processes(image, &rebuild.members)?;
     let endings = rebuild.waiting.iter().map(|(_, ending)| ending.clone()).collect();
     let init = space.as_ref().map(|space| space.init().as_raw());

@@ -22,7 +22,7 @@
 mod exchange;
 mod exchanged;
 mod mounted;
-mod mounts;
+pub(crate) mod mounts;
 mod pending;
 mod place;
 mod received;

@@ -10,7 +10,7 @@ use crate::error::Error;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// Id of the mount.
     pub id: u64,
     /// What of the file system is mounted: for btrfs the path of the subvolume.
@@ -26,7 +26,7 @@ pub(super) struct Mount {
 }
 
 /// The lines of a mountinfo; lines that do not look like one are left out.
-pub(super) fn parse(text: &str) -> Vec<Mount> {
+pub(crate) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
 

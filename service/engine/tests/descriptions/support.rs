@@ -133,6 +133,7 @@ pub fn rebuild(
         clocks: Default::default(),
         ephemeral: vec![],
         private_users: false,
+        mounts: Vec::new(),
     };
     let image = GroupImage {
         units: vec![unit],

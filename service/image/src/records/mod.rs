@@ -177,6 +177,18 @@ pub struct UnitRecord {
     pub ephemeral: Vec<std::path::PathBuf>,
     /// systemd makes a user namespace for it (PrivateUsers=).
     pub private_users: bool,
+    /// What is mounted in its mount namespace, if it has one of its own, and not in the host's.
+    pub mounts: Vec<MountRecord>,
+}
+
+/// A mount of a unit's own mount namespace.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MountRecord {
+    /// Where, as the unit's processes see it.
+    #[serde(with = "path")]
+    pub point: std::path::PathBuf,
+    /// The type of the file system.
+    pub fs_type: String,
 }
 
 /// Inode numbers of /proc/PID/ns/*: equal numbers, same namespace, at the time of the checkpoint.

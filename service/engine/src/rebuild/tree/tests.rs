@@ -51,6 +51,7 @@ fn unit() -> UnitRecord {
         clocks: Default::default(),
         ephemeral: vec![],
         private_users: false,
+        mounts: Vec::new(),
     }
 }
 
