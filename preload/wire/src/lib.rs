@@ -76,5 +76,5 @@ pub use operation::{OpCode, Subject};
 pub use slot::{Entry, Saved, Slot, State};
 pub use table::{
     HEADER, Header, MAGIC, MAPS_NAME, NAME, Overflow, REQUIRED_SEALS, SIZE, SLOTS, Table, TableError,
-    VERSION, is_head, resume_address, used_bytes,
+    VERSION, is_head, used_bytes,
 };

@@ -41,14 +41,6 @@ pub fn used_bytes(head: &[u8; HEADER]) -> usize {
     HEADER + (used as usize).min(SLOTS) * size_of::<Slot>()
 }
 
-/// Where a member has [`crate::resume::CODE`], told by the head of its table; 0 if it has none.
-pub fn resume_address(head: &[u8; HEADER]) -> u64 {
-    let at = core::mem::offset_of!(Header, resume);
-    let mut word = [0; 8];
-    word.copy_from_slice(&head[at..at + 8]);
-    u64::from_ne_bytes(word)
-}
-
 /// The head of a table; the drawing is at the head of the crate.
 #[repr(C)]
 pub struct Header {
@@ -238,7 +230,12 @@ impl<'m> Table<'m> {
         self.header().control.store(address, Release);
     }
 
-    /// Tells where [`crate::resume::CODE`] is in the member; 0, as of an older library, if it has none.
+    /// Where [`crate::resume::CODE`] is in the member; 0, as of an older library, if it has none.
+    pub fn resume(&self) -> u64 {
+        self.header().resume.load(Acquire)
+    }
+
+    /// Tells it.
     pub fn set_resume(&self, address: u64) {
         self.header().resume.store(address, Release);
     }

@@ -18,10 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use ckpt_wire::resume::CODE;
-use ckpt_wire::{
-    HEADER, MAPS_NAME, OpCode, REQUIRED_SEALS, SIZE, State, Subject as Touches, Table, is_head,
-    resume_address,
-};
+use ckpt_wire::{MAPS_NAME, OpCode, REQUIRED_SEALS, SIZE, State, Subject as Touches, Table};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -139,6 +136,11 @@ impl Gate {
         self.table().control()
     }
 
+    /// Where the member has the code of [`ckpt_wire::resume`], by its own word; 0 if it has none.
+    pub fn resume(&self) -> u64 {
+        self.table().resume()
+    }
+
     /// Closes the gate: operations that begin from now on wait, but no longer than `lease` after the last sign of life
     /// ([`Gate::renew`]), and at most 10 s.
     pub fn close(&self, lease: Duration) {
@@ -249,24 +251,19 @@ impl Operation {
     }
 }
 
+/// Where a process has the code of [`ckpt_wire::resume`], byte for byte; `None` if its library is older, or it has none.
+pub(crate) fn resume_code(pid: Pid) -> Option<VirtAddr> {
+    let address = VirtAddr(Gate::find(pid.as_raw()).ok()??.resume());
+    let mut code = [0; CODE.len()];
+    remote::read(pid, address, &mut code).ok().filter(|()| code == CODE)?;
+    Some(address)
+}
+
 /// The threads of a process by their ids in its own PID namespace, read as far as they are asked for: once at most,
 /// however many a table tells.
 struct Threads {
     pid: Pid,
     all: Option<BTreeMap<u32, bool>>,
-}
-
-/// Where a process has the code of [`ckpt_wire::resume`], byte for byte; `None` if its library is older, or it has none.
-pub(crate) fn resume_code(pid: Pid) -> Option<VirtAddr> {
-    let maps = proc_file::read(format!("/proc/{pid}/maps")).ok()?;
-    let tables = parse_tables(&maps, memory_device().ok()?);
-    tables.into_iter().find_map(|table| {
-        let (mut head, mut code) = ([0; HEADER], [0; CODE.len()]);
-        remote::read(pid, table.start, &mut head).ok()?;
-        let address = VirtAddr(is_head(&head).then(|| resume_address(&head))?);
-        remote::read(pid, address, &mut code).ok().filter(|()| code == CODE)?;
-        Some(address)
-    })
 }
 
 impl Threads {

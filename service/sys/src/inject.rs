@@ -15,6 +15,7 @@
 mod area;
 mod copy;
 mod held;
+mod prepare;
 mod rest;
 
 use std::time::Duration;
@@ -25,7 +26,8 @@ use nix::unistd::Pid;
 pub use self::area::is_area;
 pub use self::copy::{Copying, FrozenCopy, orphans_fall_to_init};
 use self::held::{At, Held, run_out};
-use crate::batch::{Batch, Outcome, Slot, words};
+use self::prepare::Boot;
+use crate::batch::{Batch, Outcome};
 use crate::error::{Error, Result};
 use crate::protect::Protection;
 use crate::ptrace::{DispatchConfiguration, Registers, RseqConfiguration};
@@ -36,7 +38,7 @@ use crate::task::{self, Status};
 use crate::thread::{Deadline, Stop, Stopped};
 use crate::time_limit::Sleepers;
 use crate::vdso::{Header, Place};
-use crate::{AddrRange, VirtAddr, proc_file, remote, seccomp};
+use crate::{AddrRange, VirtAddr, proc_file, remote};
 
 /// A live process all of whose threads are held, ready to run batches.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub struct Live {
     process: Pid,
     pid: Pid,
     threads: Vec<Held>,
-    status: Status,
+    facts: Facts,
     filters: Vec<Vec<u8>>,
     /// Where the runner is or can be, until it is prepared.
     place: Option<Result<Place>>,
@@ -57,12 +59,21 @@ pub struct Live {
     pub(crate) protection: Protection,
 }
 
-/// The first thread maps the pages for the slots.
-#[derive(Debug)]
-struct Boot {
-    place: Place,
-    threads: u64,
-    signal: i32,
+/// What /proc/PID/status tells of a process that batches depend on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// Ignored signals, bit n−1 is signal n.
+    pub ignored: u64,
+    /// Signals with a handler.
+    pub caught: u64,
+    /// Seccomp mode of the first thread: 0 none, 1 strict, 2 filter.
+    pub seccomp: u32,
+}
+
+impl From<Status> for Facts {
+    fn from(status: Status) -> Self {
+        Self { ignored: status.ignored, caught: status.caught, seccomp: status.seccomp }
+    }
 }
 
 /// The runner's place in the process.
@@ -93,15 +104,15 @@ impl Live {
         let first = process.threads.first().map_or(process.pid, Stopped::tid);
         let path = format!("/proc/{first}/auxv");
         let auxv = proc_file::read(&path).map_err(|e| Error::io("read", path, &e))?;
-        Self::hold_shown(process, task::status(first)?, &auxv, deadline)
+        Self::hold_shown(process, task::status(first)?.into(), &auxv, deadline)
     }
 
     /// The same where status and auxiliary vector of the first thread have been read since the stop.
-    pub fn hold_shown(process: Process, shown: Status, auxv: &[u8], deadline: Deadline) -> Result<Self> {
+    pub fn hold_shown(process: Process, shown: Facts, auxv: &[u8], deadline: Deadline) -> Result<Self> {
         let process_id = process.pid;
         let (protection, all) = Protection::settle(process.threads, deadline)?;
         let pid = all.first().map_or(process_id, Stopped::tid);
-        let status = if protection.has_run() { task::status(pid)? } else { shown };
+        let facts = if protection.has_run() { task::status(pid)?.into() } else { shown };
         let place = Place::find(pid, auxv);
         let code = match place.as_ref().map(|p| (p.installed(), p.code())) {
             Ok((Ok(Some(_)), code)) => Some(code),
@@ -119,7 +130,7 @@ impl Live {
             process: process_id,
             pid,
             threads,
-            status,
+            facts,
             filters: Vec::new(),
             place: Some(place),
             runner: None,
@@ -226,126 +237,11 @@ impl Live {
         self.threads.get(thread).ok_or(Error::Gone(self.pid))?.stopped()
     }
 
-    /// What /proc/PID/status says of the first thread.
-    #[must_use]
-    pub fn status(&self) -> &Status {
-        &self.status
-    }
-
     /// The runner's pages of slots in this process: ours, no part of the application.
     #[must_use]
     pub fn area(&self) -> Option<AddrRange> {
         let runner = self.runner.as_ref()?;
         Some(AddrRange::new(VirtAddr(runner.header.area.0), runner.header.area.1))
-    }
-
-    /// Makes the process able to run batches, in every thread. Errors: [`Error::NoRunner`].
-    pub fn prepare(&mut self, deadline: Deadline) -> Result<()> {
-        self.begin_prepare()?;
-        self.end_prepare(deadline)
-    }
-
-    /// The first half of [`Live::prepare`], which waits for nothing: many processes begin, then each ends.
-    pub fn begin_prepare(&mut self) -> Result<()> {
-        if self.runner.is_some() {
-            return Ok(());
-        }
-        let no = |why| Error::NoRunner { pid: self.pid, why };
-        if self.threads.iter().any(|held| held.at_stop.cs != 0x33) {
-            return Err(no("it runs 32-bit code"));
-        }
-        if self.status.seccomp != 0 {
-            self.filters = self.stopped(0)?.seccomp_filters()?;
-        }
-        if self.status.seccomp == 1 {
-            return Err(no("it is in strict seccomp mode"));
-        }
-        if !self.allowed() {
-            return Err(no("its seccomp filter does not allow what the runner itself needs"));
-        }
-        let place = self.place.take().ok_or(no("it was let go"))??;
-        let wanted = self.threads.len() as u64;
-        // A process that shares the memory may have installed it meanwhile.
-        match place.installed()? {
-            Some(header) if !header.busy && header.threads >= wanted && self.is_area(&header) => {
-                return self.take_area(place, header);
-            }
-            Some(_) => {}
-            None => place.install()?,
-        }
-        self.boot(place, wanted)
-    }
-
-    /// The second half of [`Live::prepare`].
-    pub fn end_prepare(&mut self, deadline: Deadline) -> Result<()> {
-        let Some(Boot { place, threads, signal }) = self.booting.take() else { return Ok(()) };
-        let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
-        let sign_at = place.code().start.add(runner::offsets().boot_sign);
-        let area = held.collect(signal, sign_at, deadline)?.rbp;
-        if (-4095..0).contains(&(area as i64)) {
-            return Err(Error::NoRunner { pid: self.pid, why: "mmap fails in it" });
-        }
-        let len = area::len(threads);
-        remote::write(self.pid, VirtAddr(area), &area::head(len))?;
-        self.unmarked = true;
-        self.take_area(place, Header { area: (area, len), threads, busy: false })
-    }
-
-    /// From here on the slots are ours.
-    fn take_area(&mut self, place: Place, header: Header) -> Result<()> {
-        let header = Header { busy: true, ..header };
-        place.set(header)?;
-        self.runner = Some(Runner { place, header });
-        Ok(())
-    }
-
-    /// Whether the filters let pass what the runner does besides the batch.
-    fn allowed(&self) -> bool {
-        let none = [0; 6];
-        [libc::SYS_getpid, libc::SYS_gettid, libc::SYS_tgkill, libc::SYS_rt_sigprocmask]
-            .iter()
-            .all(|nr| self.allows(*nr, &none))
-    }
-
-    /// Whether the process's seccomp filters allow a call. True for all before [`Live::prepare`].
-    #[must_use]
-    pub fn allows(&self, nr: libc::c_long, args: &[u64; 6]) -> bool {
-        let ip = self.threads.first().map_or(0, |held| held.at_stop.rip);
-        self.filters.is_empty() || seccomp::allows(&self.filters, nr, args, ip)
-    }
-
-    /// Whether the area that the header tells of is there and ours.
-    fn is_area(&self, header: &Header) -> bool {
-        let len = area::len(header.threads);
-        header.area.1 == len && is_area(self.pid, AddrRange::new(VirtAddr(header.area.0), len))
-    }
-
-    /// Sends the first thread to map pages for the slots, by one call.
-    fn boot(&mut self, place: Place, threads: u64) -> Result<()> {
-        let threads = threads.next_power_of_two();
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-        let args = [0, area::len(threads), (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
-        if !self.allows(libc::SYS_mmap, &args) {
-            return Err(Error::NoRunner { pid: self.pid, why: "its seccomp filter does not allow mmap" });
-        }
-        let code = place.code().start;
-        let held = self.threads.first_mut().ok_or(Error::Gone(self.pid))?;
-        let signal = held.sign(&self.status)?;
-        held.leave_critical_section();
-        let mut back: Vec<u8> = Vec::with_capacity(29 * 8);
-        for word in words(&restart::without_kernel(&held.registers)).iter().chain(&[held.mask, held.selector])
-        {
-            back.extend_from_slice(&word.to_le_bytes());
-        }
-        place.mem().write(code.add(runner::offsets().words), &back)?;
-        let mut regs = held.registers;
-        runner::set_entry(&mut regs, code.add(runner::offsets().boot), Slot { base: VirtAddr(0), len: 0 });
-        (regs.rax, regs.r12) = (libc::SYS_mmap as u64, signal as u64);
-        (regs.rdi, regs.rsi, regs.rdx) = (args[0], args[1], args[2]);
-        (regs.r10, regs.r8, regs.r9) = (args[3], args[4], args[5]);
-        held.launch(&regs, signal)?;
-        self.booting = Some(Boot { place, threads, signal });
-        Ok(())
     }
 
     /// An empty batch for a thread, by its place. The first thread's is the larger. (The very first one is not quite empty: it keeps the
@@ -377,7 +273,7 @@ impl Live {
         let code = runner.place.code().start;
         for (thread, batch) in batches {
             let held = self.threads.get_mut(*thread).ok_or(Error::Gone(self.pid))?;
-            let signal = held.sign(&self.status)?;
+            let signal = held.sign(&self.facts)?;
             held.leave_critical_section();
             let back = restart::without_kernel(&held.registers);
             remote::write(
@@ -422,6 +318,12 @@ impl Live {
             .collect();
         take_ends_of(&results);
         results.into_iter().filter(|done| !matches!(done, Err(Error::Gone(_)))).fold(settled, Result::and)
+    }
+
+    /// Lets many go on; tells the first failure after having tried all.
+    pub fn release_all(lives: impl IntoIterator<Item = Self>) -> Result<()> {
+        let results: Vec<_> = lives.into_iter().map(Self::release).collect();
+        results.into_iter().collect()
     }
 
     /// Holds all threads until something kills the process, which its parent learns only when the tracer has taken the

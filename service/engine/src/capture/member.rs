@@ -8,7 +8,7 @@ use ckpt_image::records::{
     QueuedSignal, SighandId, SpaceId, ThreadRecord, UnitIndex,
 };
 use ckpt_sys::Error as SysError;
-use ckpt_sys::inject::Live;
+use ckpt_sys::inject::{Facts, Live};
 use ckpt_sys::seize::Process;
 use ckpt_sys::thread::Deadline;
 use nix::sys::stat::stat;
@@ -81,10 +81,9 @@ impl Member {
         deadline: Deadline,
     ) -> Result<Self, SysError> {
         let stopped_by = process.stopped_by();
-        let live = match &shown.threads[0].task {
-            Some(status) => Live::hold_shown(process, *status, &shown.files.auxv, deadline)?,
-            None => Live::hold(process, deadline)?,
-        };
+        let status = shown.status();
+        let facts = Facts { ignored: status.ignored, caught: status.caught, seccomp: status.seccomp };
+        let live = Live::hold_shown(process, facts, &shown.files.auxv, deadline)?;
         Ok(Self { live, unit, cgroup, stopped_by, shown })
     }
 

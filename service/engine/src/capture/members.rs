@@ -116,8 +116,7 @@ impl Members {
 
     /// Lets all members go on as they were; tells the first failure after having tried all.
     pub fn release(self) -> Result<(), SysError> {
-        let results: Vec<_> = self.members.into_iter().map(|member| member.live.release()).collect();
-        results.into_iter().collect()
+        Live::release_all(self.members.into_iter().map(|member| member.live))
     }
 
     /// Holds all members until something kills them, or lets them go on when `give_up` says so.

@@ -80,10 +80,11 @@ impl Capture {
         let found = crate::members::list(units)?;
         let members: Vec<_> = found.iter().map(|m| check::memory_member(m, units)).collect();
         let plan = Plan::prepare(&members).map_err(|e| e.for_group(&group.name))?;
+        let host = kinds::mounts::Host::look();
         refuse(&group.name, plan.problems())?;
         Ok(Self {
             group: group.name.clone(),
-            units: units.iter().map(unit_record).collect(),
+            units: units.iter().map(|unit| unit_record(unit, &host)).collect(),
             files: check::files(units, subvolumes),
             objects: Objects::new(),
             plan,
@@ -282,18 +283,19 @@ fn kernel_of(people: &members::Captured) -> Result<KernelRecord, Error> {
 }
 
 /// What the image says of a unit.
-fn unit_record(unit: &Unit) -> UnitRecord {
+fn unit_record(unit: &Unit, host: &kinds::mounts::Host) -> UnitRecord {
+    let namespaces = namespaces(living_task(nix::unistd::Pid::from_raw(unit.main_pid)));
     UnitRecord {
         name: unit.name.clone(),
         cgroup: unit.cgroup.clone(),
         main_pid: (unit.main_pid != 0).then_some(Pid(unit.main_pid)),
-        namespaces: namespaces(living_task(nix::unistd::Pid::from_raw(unit.main_pid))),
+        namespaces,
         clocks: UnitClocks::default(),
         ephemeral: ephemeral::directories(unit),
         private_users: unit.private_users,
         mounts: match unit.main_pid {
             0 => Vec::new(),
-            pid => kinds::mounts::capture(pid),
+            pid => host.capture(pid, namespaces.mnt),
         },
     }
 }
@@ -372,7 +374,10 @@ fn descriptors(
         .known_as(people.identities.clone())
         .to_outside(outside)
         .with_quiet(quiet_rings);
-    let texts = parallel::map(&people.fd_tables, 16, |table| kinds::texts_of(table.pid.as_raw()));
+    let texts = parallel::map(&people.fd_tables, 16, |table| {
+        let pid = table.pid.as_raw();
+        kinds::texts_of(pid, &kinds::numbers(pid)?)
+    });
     for (table, texts) in people.fd_tables.iter().zip(texts) {
         texts
             .and_then(|texts| capture.add_table(table.pid.as_raw(), table.unit, &texts))

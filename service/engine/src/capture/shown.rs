@@ -4,7 +4,7 @@
 use ckpt_image::records::{EndedLeader, NamespaceRecord};
 use ckpt_sys::attributes::{self, Scheduling};
 use ckpt_sys::seize::Process;
-use ckpt_sys::{Error as SysError, proc_file, task};
+use ckpt_sys::{Error as SysError, proc_file};
 use nix::unistd::Pid as TaskId;
 
 use super::family::{children, namespaces};
@@ -28,8 +28,6 @@ pub(super) struct ProcessShown {
 #[derive(Debug)]
 pub(super) struct ThreadShown {
     pub status: Status,
-    /// The rest of it; of the first thread only.
-    pub task: Option<task::Status>,
     /// Processes that are children of this thread, zombies too.
     pub children: Vec<i32>,
     /// Descriptors and directories are those of the first thread.
@@ -81,7 +79,7 @@ impl ProcessShown {
             false => (of_process, None),
             true => {
                 let stat = Stat { exit_signal: of_process.exit_signal, ..stat(task)? };
-                let credentials = text::parse_status(&read(&format!("/proc/{pid}/status"))?).credentials;
+                let credentials = status(format!("/proc/{pid}/status"))?.credentials;
                 let status = of_process.exit_code;
                 (stat, Some(EndedLeader { comm: of_process.comm, status, credentials }))
             }
@@ -104,10 +102,8 @@ impl ProcessShown {
 impl ThreadShown {
     fn look(pid: i32, first: i32, tid: i32) -> Result<Self, SysError> {
         let task = TaskId::from_raw(tid);
-        let status = read(&format!("/proc/{pid}/task/{tid}/status"))?;
         Ok(Self {
-            task: (tid == first).then(|| task::parse_status(&String::from_utf8_lossy(&status))),
-            status: text::parse_status(&status),
+            status: status(format!("/proc/{pid}/task/{tid}/status"))?,
             children: children(pid, tid),
             plain: tid == first || sharing::is_plain_thread(TaskId::from_raw(first), task)?,
             scheduling: attributes::scheduling(task)?,
@@ -126,4 +122,8 @@ fn stat(pid: i32) -> Result<Stat, SysError> {
     let path = format!("/proc/{pid}/stat");
     let missing = || SysError::Parse { path: path.clone().into(), what: "fields are missing".into() };
     text::parse_stat(&read(&path)?).ok_or_else(missing)
+}
+
+fn status(path: String) -> Result<Status, SysError> {
+    Ok(text::parse_status(&read(&path)?))
 }

@@ -2,6 +2,8 @@
 
 use nix::libc;
 
+use super::Refusal;
+
 /// The kinds, as far as the link tells them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class<'a> {
@@ -60,6 +62,24 @@ pub(crate) fn classify(link: &[u8], mode: u32, flags: u32) -> Class<'_> {
     }
     let o_path = flags & libc::O_PATH as u32 != 0;
     if mode & libc::S_IFMT == libc::S_IFIFO && !o_path { Class::Pipe } else { Class::File }
+}
+
+/// Why a descriptor of a kind that nothing here restores is refused, and what to do.
+pub(super) fn unknown(name: &str) -> Refusal {
+    let (code, remedy) = match name {
+        "anon_inode:[userfaultfd]" => ("userfaultfd", "stop using it before the checkpoint"),
+        "anon_inode:[fscontext]" | "anon_inode:[fspick]" => {
+            ("mount-object", "close it before the checkpoint")
+        }
+        "anon_inode:[landlock-ruleset]" => ("landlock", "close the ruleset when it is enforced"),
+        "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu" => ("kvm", "save the virtual machine by its own means"),
+        name if name.starts_with("anon_inode:bpf") || name.starts_with("anon_inode:[bpf") => {
+            ("bpf", "close it before the checkpoint; pin it in the file system of bpf(2) if it is to last")
+        }
+        "anon_inode:[perf_event]" => ("perf-event", "stop measuring before the checkpoint"),
+        _ => ("descriptor-kind", "close it before the checkpoint"),
+    };
+    Refusal::new(code, format!("{name} cannot be captured"), remedy)
 }
 
 #[cfg(test)]

@@ -6,15 +6,15 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use ckpt_image::records::{
-    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord, InetState,
-    OwnerRecord, PipeRecord, QueueRecord, UnitIndex,
+    DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
+    PipeRecord, QueueRecord, UnitIndex,
 };
-use ckpt_sys::descriptor::{self, Place, fdinfo, make};
+use ckpt_sys::descriptor::{self, Place, fdinfo};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::{FileStat, fstat};
 
-use super::class::{Class, classify};
+use super::class::{Class, classify, unknown};
 use super::message_queue::{self, OpenQueue};
 use super::{
     Refusal, epoll, eventfd, fanotify, file, inet, inotify, io_uring, memfd, netlink, packet, pidfd, pipe,
@@ -25,9 +25,10 @@ use crate::capture::{Files, Identities, Objects};
 use crate::config::TcpChoice;
 use crate::{Problem, Severity};
 
+mod records;
 mod table;
 
-use table::{add_posix_locks, raise_descriptor_limit, sockets_of, text_of};
+use table::{add_posix_locks, raise_descriptor_limit, sockets_of};
 pub(crate) use table::{numbers, texts_of};
 
 /// How deep to look.
@@ -199,8 +200,7 @@ impl<'a> DescriptorCapture<'a> {
             }
             Err(place) => place,
         };
-        let texts = numbers.iter().map(|fd| text_of(pid, *fd)).collect::<Result<Vec<_>, _>>()?;
-        let id = self.add_table(pid, unit, &texts.into_iter().flatten().collect::<Vec<_>>())?;
+        let id = self.add_table(pid, unit, &texts_of(pid, numbers)?)?;
         self.tables_by_order.insert(place, (pid, id));
         Ok(id)
     }
@@ -444,90 +444,9 @@ impl<'a> DescriptorCapture<'a> {
             )),
         }
     }
-
-    /// Numbers the captured descriptions without gaps where nothing refers to one that was refused; a refused one makes the capture useless
-    /// anyway, so it is left out with all that names it.
-    fn records(self, kinds: Vec<Option<DescriptionKind>>, pipes: Vec<PipeRecord>) -> Captured {
-        let refused: HashSet<DescriptionId> =
-            self.found.iter().zip(&kinds).filter(|(_, kind)| kind.is_none()).map(|(f, _)| f.id).collect();
-        let mut tables = self.tables;
-        for table in &mut tables {
-            table.descriptors.retain(|d| !refused.contains(&d.description));
-            table.posix_locks.retain(|lock| !refused.contains(&lock.description));
-        }
-        let is_outside = |kind: &Option<DescriptionKind>| matches!(kind, Some(DescriptionKind::Inet(inet)) if matches!(inet.state, InetState::Outside { .. }));
-        let outside = self.found.iter().zip(&kinds).filter(|(_, kind)| is_outside(kind));
-        let outside = outside.filter_map(|(found, _)| found.fd.try_clone().ok()).collect();
-        let is_ring = |kind: &Option<DescriptionKind>| matches!(kind, Some(DescriptionKind::IoUring(_)));
-        let rings = self.found.iter().zip(&kinds).filter(|(_, kind)| is_ring(kind));
-        let rings: HashMap<_, _> = rings.map(|(found, _)| (found.ino(), found.id)).collect();
-        let of = |is_it: &dyn Fn(&Found, &Option<DescriptionKind>) -> bool| -> HashSet<FdTableId> {
-            let is_it: Vec<_> =
-                self.found.iter().zip(&kinds).map(|(found, kind)| is_it(found, kind)).collect();
-            let has = |table: &&FdTableRecord| table.descriptors.iter().any(|d| is_it[d.description.index()]);
-            tables.iter().filter(has).map(|table| table.id).collect()
-        };
-        let with_rings = of(&|_, kind| is_ring(kind));
-        let direct = of(&|found, kind| is_ring(kind) || writes_directly(found, kind));
-        let descriptions = self
-            .found
-            .iter()
-            .zip(kinds)
-            .filter_map(|(found, kind)| kind.map(|kind| description(found, kind, &self.identities)))
-            .collect();
-        let message_queue::Queues { records: queues, open: open_queues, .. } = self.queues;
-        Captured {
-            tables,
-            descriptions,
-            pipes,
-            queues,
-            open_queues,
-            problems: self.problems,
-            outside,
-            rings,
-            with_rings,
-            direct,
-        }
-    }
-}
-
-/// Whether read(2) may make a device write to the reader's memory itself.
-fn writes_directly(found: &Found, kind: &Option<DescriptionKind>) -> bool {
-    let is_file = matches!(kind, Some(DescriptionKind::File { .. }));
-    is_file && found.flags() & libc::O_DIRECT as u32 != 0
-}
-
-fn description(found: &Found, kind: DescriptionKind, ids: &Identities) -> DescriptionRecord {
-    let path_only = found.info.flags & libc::O_PATH as u32 != 0;
-    let owner = if path_only { None } else { make::owner(found.fd()).unwrap_or(None) };
-    DescriptionRecord {
-        id: found.id,
-        unit: found.unit,
-        flags: found.flags(),
-        offset: found.info.pos,
-        owner: owner.map(|(kind, pid, signal)| OwnerRecord { kind, pid: ids.known(pid), signal }),
-        kind,
-    }
 }
 
 fn object(found: &Found) -> String {
     let link = String::from_utf8_lossy(&found.link);
     if found.in_flight { format!("in flight ({link})") } else { format!("fd {} ({link})", found.place.fd) }
-}
-
-fn unknown(name: &str) -> Refusal {
-    let (code, remedy) = match name {
-        "anon_inode:[userfaultfd]" => ("userfaultfd", "stop using it before the checkpoint"),
-        "anon_inode:[fscontext]" | "anon_inode:[fspick]" => {
-            ("mount-object", "close it before the checkpoint")
-        }
-        "anon_inode:[landlock-ruleset]" => ("landlock", "close the ruleset when it is enforced"),
-        "anon_inode:kvm-vm" | "anon_inode:kvm-vcpu" => ("kvm", "save the virtual machine by its own means"),
-        name if name.starts_with("anon_inode:bpf") || name.starts_with("anon_inode:[bpf") => {
-            ("bpf", "close it before the checkpoint; pin it in the file system of bpf(2) if it is to last")
-        }
-        "anon_inode:[perf_event]" => ("perf-event", "stop measuring before the checkpoint"),
-        _ => ("descriptor-kind", "close it before the checkpoint"),
-    };
-    Refusal::new(code, format!("{name} cannot be captured"), remedy)
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use ckpt_image::records::{DescriptionKind, DescriptionRecord, InotifyRecord, InotifyWatch};
@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, fstat};
 use super::collect::{DescriptorCapture, Found};
 use super::rebuild::Rebuild;
 use super::{Error, Refusal};
+use crate::storage::mounts::{self as mountinfo, Mount};
 
 /// What inotify_add_watch(2) takes; the kernel keeps internal bits in the mask besides.
 const SETTABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
@@ -60,46 +61,15 @@ pub(super) fn mount_point(pid: i32, is_it: impl Fn(&(u64, u64, PathBuf)) -> bool
 
 /// Mount points of a process: id, device in the kernel's form, path.
 fn mounts(pid: i32) -> Vec<(u64, u64, PathBuf)> {
-    let text = ckpt_sys::proc_file::read_text(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    parse_mounts(&text)
+    points(mountinfo::of_process(pid))
 }
 
 fn devices(pid: i32) -> Vec<(u64, PathBuf)> {
     mounts(pid).into_iter().map(|(_, device, path)| (device, path)).collect()
 }
 
-fn parse_mounts(text: &str) -> Vec<(u64, u64, PathBuf)> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split(' ');
-            let id = words.next()?.parse().ok()?;
-            let (major, minor) = words.nth(1)?.split_once(':')?;
-            let path = unescape(words.nth(1)?);
-            Some((id, major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?, path))
-        })
-        .collect()
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
-    let mut path = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let digits = bytes.get(at + 1..at + 4).filter(|_| bytes[at] == b'\\');
-        let digits = digits.and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(byte) => {
-                path.push(byte);
-                at += 4;
-            }
-            None => {
-                path.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(path).into()
+fn points(mounts: Vec<Mount>) -> Vec<(u64, u64, PathBuf)> {
+    mounts.into_iter().map(|mount| (mount.id, mount.device, mount.point)).collect()
 }
 
 /// Looks for a file by its number where the file system gives no handles, or none that can be opened (overlayfs): nearest to the mount point first, among so many
@@ -207,7 +177,7 @@ mod tests {
     fn mount_points_are_read_with_their_device() {
         let text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:42 / /srv/a\\040b rw - btrfs x rw\n";
         assert_eq!(
-            parse_mounts(text),
+            points(mountinfo::parse(text)),
             vec![(36, 98 << 20, PathBuf::from("/mnt2")), (37, 42, PathBuf::from("/srv/a b"))]
         );
     }

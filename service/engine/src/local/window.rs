@@ -102,9 +102,7 @@ impl Window<'_> {
                     let deadline = Deadline::after(self.max_freeze.saturating_sub(since.elapsed()));
                     let mut lives = stopped.hold(deadline).map_err(failed("look at the members"))?;
                     let done = work(&mut lives, deadline);
-                    let released: Vec<_> = lives.into_iter().map(Live::release).collect();
-                    let released: Result<(), _> = released.into_iter().collect();
-                    released.map_err(failed("let the members go on"))?;
+                    Live::release_all(lives).map_err(failed("let the members go on"))?;
                     return Ok((done?, since.elapsed()));
                 }
                 Err(Attempt::Again(why)) => last = why,

@@ -1,4 +1,4 @@
-//! Which mount a descriptor lies in. proc_pid_mountinfo(5), proc_pid_fdinfo(5).
+//! What is mounted where, and which mount a descriptor lies in. proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,6 +13,8 @@ use crate::error::Error;
 pub(crate) struct Mount {
     /// Id of the mount.
     pub id: u64,
+    /// Device of the file system in the kernel's form: major number << 20 | minor number.
+    pub device: u64,
     /// What of the file system is mounted: for btrfs the path of the subvolume.
     pub root: PathBuf,
     /// Where it is mounted, as this process sees it.
@@ -34,8 +36,10 @@ fn parse_line(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let before: Vec<&str> = before.split(' ').collect();
     let after: Vec<&str> = after.split(' ').collect();
+    let (major, minor) = before.get(2)?.split_once(':')?;
     Some(Mount {
         id: before.first()?.parse().ok()?,
+        device: major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?,
         root: unescape(before.get(3)?),
         point: unescape(before.get(4)?),
         options: (*before.get(5)?).to_string(),
@@ -61,6 +65,12 @@ fn unescape(field: &str) -> PathBuf {
         rest = tail;
     }
     PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// All mounts that a process sees; none if it is gone.
+pub(crate) fn of_process(pid: i32) -> Vec<Mount> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    parse(&String::from_utf8_lossy(&text))
 }
 
 /// All mounts that this process sees.
@@ -121,6 +131,7 @@ mod tests {
             mounts[0],
             Mount {
                 id: 36,
+                device: 32,
                 root: "/web site".into(),
                 point: "/srv/web".into(),
                 options: "rw,noatime".into(),

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use super::Facts;
 use super::rest::Rest;
 use crate::error::{Error, Result};
 use crate::ptrace::{DispatchConfiguration, Registers, RseqConfiguration};
 use crate::restart::{self, CriticalSection};
-use crate::task::{self, Status};
+use crate::task;
 use crate::thread::{Deadline, Running, Stop, Stopped};
 use crate::{AddrRange, VirtAddr, remote};
 
@@ -64,12 +65,12 @@ pub(super) enum Met {
 /// 1. ignored, by default or by its will, and not blocked, so that none can be pending;
 /// 2. ignored, blocked (C libraries block all for moments), and `pending` holds none;
 /// 3. caught (Go catches every signal), one whose handlers must bear that it comes for nothing, and none is pending.
-fn sign(status: &Status, mask: u64, pending: impl FnOnce() -> u64) -> Option<i32> {
+fn sign(facts: &Facts, mask: u64, pending: impl FnOnce() -> u64) -> Option<i32> {
     let bit = |signal: i32| 1u64 << (signal - 1);
     let quiet = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
     let ignored =
-        (1..32).filter(|s| status.ignored & bit(*s) != 0 && !matches!(*s, libc::SIGCONT | libc::SIGCHLD));
-    let is_caught = |signal: &i32| status.caught & bit(*signal) != 0;
+        (1..32).filter(|s| facts.ignored & bit(*s) != 0 && !matches!(*s, libc::SIGCONT | libc::SIGCHLD));
+    let is_caught = |signal: &i32| facts.caught & bit(*signal) != 0;
     let all: Vec<i32> = quiet.into_iter().chain(ignored).filter(|s| !is_caught(s)).collect();
     let open = all.iter().find(|s| mask & bit(**s) == 0).copied();
     open.or_else(|| {
@@ -147,10 +148,10 @@ impl Held {
     }
 
     /// The signal that is the sign in this thread.
-    pub(super) fn sign(&self, status: &Status) -> Result<i32> {
+    pub(super) fn sign(&self, facts: &Facts) -> Result<i32> {
         let pending = || task::status(self.tid).map_or(u64::MAX, |s| s.pending | s.shared_pending);
         let why = "every signal that could be the sign is in use";
-        sign(status, self.mask, pending).ok_or(Error::NoRunner { pid: self.tid, why })
+        sign(facts, self.mask, pending).ok_or(Error::NoRunner { pid: self.tid, why })
     }
 
     /// The kernel aborts a critical section of rseq(2) when it sees the thread leave it; in the runner it would see it too late.
@@ -259,7 +260,7 @@ mod tests {
     #[test]
     fn the_sign_is_a_signal_without_meaning() {
         let bit = |s: i32| 1u64 << (s - 1);
-        let mut status = Status::default();
+        let mut status = Facts::default();
         let none = || 0;
         assert_eq!(sign(&status, 0, none), Some(libc::SIGURG));
         assert_eq!(sign(&status, bit(libc::SIGURG), none), Some(libc::SIGWINCH));

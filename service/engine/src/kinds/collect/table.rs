@@ -48,14 +48,13 @@ pub(crate) fn numbers(pid: i32) -> Result<Vec<RawFd>, Errno> {
     Ok(numbers)
 }
 
-/// The descriptors of a process with their texts of fdinfo, ascending: on any thread.
-pub(crate) fn texts_of(pid: i32) -> Result<Vec<(RawFd, String)>, Errno> {
-    let texts = numbers(pid)?.into_iter().map(|fd| text_of(pid, fd)).collect::<Result<Vec<_>, _>>()?;
-    Ok(texts.into_iter().flatten().collect())
+/// These descriptors of a process with their texts of fdinfo, on any thread; without those that are closed by now.
+pub(crate) fn texts_of(pid: i32, numbers: &[RawFd]) -> Result<Vec<(RawFd, String)>, Errno> {
+    numbers.iter().filter_map(|fd| text_of(pid, *fd).transpose()).collect()
 }
 
 /// fdinfo of a descriptor; `None` if it is closed by now.
-pub(super) fn text_of(pid: i32, fd: RawFd) -> Result<Option<(RawFd, String)>, Errno> {
+fn text_of(pid: i32, fd: RawFd) -> Result<Option<(RawFd, String)>, Errno> {
     match ckpt_sys::proc_file::read_text(format!("/proc/{pid}/fdinfo/{fd}")) {
         Ok(text) => Ok(Some((fd, text))),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
