@@ -3,8 +3,8 @@
 
 use super::{FILE, Found, GUARD, Masks, PRESENT, Pagemap, SWAPPED, Tracked, WATCHED, WRITTEN, Wanted, ZERO};
 use super::{raw, region_range};
-use crate::AddrRange;
 use crate::error::Result;
+use crate::{AddrRange, VirtAddr};
 
 /// A range of which a census is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,18 @@ pub struct Census {
 impl std::fmt::Debug for Census {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Census").field("regions", &self.regions.len()).finish()
+    }
+}
+
+impl Span {
+    /// The same in parts of at most so many bytes, a multiple of the page; only what is watched is parted.
+    pub fn parted(self, most: u64) -> impl Iterator<Item = Self> {
+        let Self { range, watched } = self;
+        let most = if watched { most } else { range.len().max(most) };
+        (range.start.0..range.end.0).step_by(most as usize).map(move |start| {
+            let end = range.end.min(VirtAddr(start).add(most));
+            Self { range: AddrRange { start: VirtAddr(start), end }, watched }
+        })
     }
 }
 
@@ -80,6 +92,12 @@ fn clean(range: AddrRange) -> Option<raw::page_region> {
 }
 
 impl Census {
+    /// One of several, of spans that follow each other.
+    #[must_use]
+    pub fn of_parts(parts: impl IntoIterator<Item = Self>) -> Self {
+        Self { regions: parts.into_iter().flat_map(|part| part.regions).collect() }
+    }
+
     /// The same as [`Pagemap::scan`].
     pub fn scan(&self, range: AddrRange, wanted: Wanted, found: &mut Found) {
         self.regions(range, wanted, |categories, part| {
@@ -102,5 +120,25 @@ impl Census {
             }
             region_range(region).common(range).into_iter().for_each(|part| each(region.categories, part));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_watched_is_parted() {
+        let span = |start, end, watched| Span {
+            range: AddrRange { start: VirtAddr(start), end: VirtAddr(end) },
+            watched,
+        };
+        let parts = |span: Span| span.parted(0x4000).collect::<Vec<_>>();
+        assert_eq!(parts(span(0x1000, 0x9000, false)), [span(0x1000, 0x9000, false)]);
+        assert_eq!(parts(span(0x1000, 0x2000, true)), [span(0x1000, 0x2000, true)]);
+        assert_eq!(
+            parts(span(0x1000, 0xa000, true)),
+            [span(0x1000, 0x5000, true), span(0x5000, 0x9000, true), span(0x9000, 0xa000, true)]
+        );
     }
 }
