@@ -16,13 +16,40 @@ pub fn stay_here() -> Result<Vec<u64>, Failure> {
     Ok(before)
 }
 
+/// From so many members on, what they do by themselves outweighs what a batch costs across CPUs.
+const WORTH: usize = 8;
+
+/// Spreads members over the CPUs of a mask, as long as they work for themselves more than they wait for us: one CPU each, in turn. Each
+/// thread's own set-up ends it.
+pub fn spread(members: impl ExactSizeIterator<Item = Pid>, cpus: &[u64]) {
+    if members.len() < WORTH {
+        return;
+    }
+    let each = numbers(cpus).filter_map(|cpu| {
+        let mut set = CpuSet::new();
+        set.set(cpu).ok().map(|()| set)
+    });
+    let each: Vec<CpuSet> = each.collect();
+    for (member, set) in members.zip(each.iter().cycle()) {
+        // Not to be had is only slower.
+        let _ = sched_setaffinity(member, set);
+    }
+}
+
 /// Runs on these CPUs from now on, if that can be.
 pub fn allow(cpus: &[u64]) {
     let mut set = CpuSet::new();
-    for (word, bits) in cpus.iter().enumerate() {
-        for bit in (0..64).filter(|bit| bits >> bit & 1 == 1) {
-            let _ = set.set(word * 64 + bit);
-        }
+    for cpu in numbers(cpus) {
+        let _ = set.set(cpu);
     }
     let _ = sched_setaffinity(Pid::from_raw(0), &set);
+}
+
+/// The CPUs of a mask.
+fn numbers(cpus: &[u64]) -> impl Iterator<Item = usize> {
+    let of_word = |(word, bits): (usize, &u64)| {
+        let bits = *bits;
+        (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
+    };
+    cpus.iter().enumerate().flat_map(of_word)
 }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::checksums::Comparison;
 use super::content::Contents;
-use super::cpus::stay_here;
+use super::cpus::{spread, stay_here};
 use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
@@ -135,6 +135,7 @@ pub(super) fn rebuild(prepared: &Prepared, request: &Request) -> Result<Report, 
         Gardener::new(image, &places, runner, (space.as_ref(), staged), terminals).grow(&plan)?
     };
     clock.lap("grow");
+    spread(rebuild.members.values().map(Member::tid), &rebuild.cpus);
     rebuild.fill()?;
     clock.lap("memory");
     comparison.end(rebuild.pages, &rebuild.all_scripts())?;
