@@ -58,8 +58,8 @@ impl Target {
 
     fn words(self, unit: &str) -> String {
         match self {
-            Self::AtMost(most) => format!("≤ {most} {unit}"),
-            Self::AtLeast(least) => format!("≥ {least} {unit}"),
+            Self::AtMost(most) => format!("≤ {} {unit}", (most * 100.0).round() / 100.0),
+            Self::AtLeast(least) => format!("≥ {} {unit}", (least * 100.0).round() / 100.0),
         }
     }
 }
