@@ -1,18 +1,19 @@
 //! TCP and UDP sockets, v4 and v6. Connections inside the group are in [`tcp`](super::tcp).
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ckpt_image::records::{DescriptionId, DescriptionKind, DescriptionRecord, InetRecord, InetState};
-use ckpt_sys::descriptor::{lingering, message, socket};
+use ckpt_sys::descriptor::tcp_diag::{TcpDiag, TcpEnd};
+use ckpt_sys::descriptor::{self, lingering, message, socket};
 use nix::errno::Errno;
 use nix::libc;
 
 use super::collect::{Depth, DescriptorCapture, Found};
 use super::rebuild::Rebuild;
-use super::tcp_table::{TcpLine, TcpTable, tcp_table};
 use super::{Error, Refusal, datagram, multicast, options, outside, tcp};
 use crate::config::TcpChoice;
 
@@ -114,7 +115,7 @@ fn note_end(cx: &mut DescriptorCapture<'_>, found: &Found, local: Option<&[u8]>,
 /// Finds the connections that have both ends in the group, and captures them; then those whose other end nobody has.
 pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<DescriptionKind>]) {
     let met = std::mem::take(&mut cx.inet.met);
-    let mut tables = HashMap::new();
+    let mut connections: HashMap<u64, TcpDiag> = HashMap::new();
     let outside = cx.outside;
     let listeners: Vec<SocketAddr> = kinds.iter().flatten().filter_map(listens_at).collect();
     for (end, id) in &met {
@@ -136,28 +137,56 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
                 tcp::capture(cx.depth, found.fd(), other.fd()).map(inside)
             }
             None if found.in_flight => continue,
-            None => {
-                let table = tables.entry(*cookie).or_insert_with(|| tcp_table(found.place.pid));
-                match table.get(&(*remote, *local)) {
-                    Some(other) if other.inode != 0 => goes_on(), // a process outside the group
-                    Some(other) if UNACCEPTED.contains(&other.state) => {
-                        if !listeners.iter().any(|at| leads_to(remote, at)) {
-                            goes_on() // a listener outside it
-                        } else {
-                            waiting(cx, &found, &address, other)
-                        }
-                    }
-                    None if !is_here(table, remote) => goes_on(),
-                    _ => tcp::capture_last(cx.depth, found.fd())
-                        .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
+            None => match other_end(&mut connections, &found, end) {
+                Err(refusal) => {
+                    cx.refuse(&found, refusal);
+                    continue;
                 }
-            }
+                Ok(Other::Outside) => goes_on(),
+                Ok(Other::Waiting(_)) if !listeners.iter().any(|at| leads_to(remote, at)) => goes_on(),
+                Ok(Other::Waiting(other)) => waiting(cx, &found, &address, other),
+                Ok(Other::Gone) => tcp::capture_last(cx.depth, found.fd())
+                    .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
+            },
         };
         match state {
             Ok(state) => record.state = state,
             Err(e) => cx.refuse(&found, Refusal::call("TCP_REPAIR")(e)),
         }
     }
+}
+
+/// Who has the other end of a connection that has one end in the group.
+enum Other {
+    /// A process outside the group, or another machine.
+    Outside,
+    /// Nobody yet: it waits to be accepted.
+    Waiting(TcpEnd),
+    /// Nobody any more.
+    Gone,
+}
+
+/// Looks for the other end in the socket's network namespace.
+fn other_end(
+    connections: &mut HashMap<u64, TcpDiag>,
+    found: &Found,
+    (cookie, local, remote): &End,
+) -> Result<Other, Refusal> {
+    let failed = Refusal::call("sock_diag");
+    let open = || {
+        let namespace = socket::net_namespace(found.fd())?;
+        descriptor::in_net_namespace(namespace.as_fd(), TcpDiag::open)
+    };
+    let diag = match connections.entry(*cookie) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(new) => new.insert(open().map_err(&failed)?),
+    };
+    Ok(match diag.find(*remote, *local).map_err(&failed)? {
+        Some(other) if other.inode != 0 => Other::Outside,
+        Some(other) if UNACCEPTED.contains(&other.state) => Other::Waiting(other),
+        None if !diag.is_local(remote.ip()) => Other::Outside,
+        _ => Other::Gone,
+    })
 }
 
 /// Where a listening socket of the group listens.
@@ -183,7 +212,7 @@ fn waiting(
     cx: &mut DescriptorCapture<'_>,
     found: &Found,
     remote: &[u8],
-    other: &TcpLine,
+    other: TcpEnd,
 ) -> Result<InetState, Errno> {
     let remote = remote.to_vec();
     if other.unread == 0 && socket::unsent(found.fd())? == 0 {
@@ -192,11 +221,6 @@ fn waiting(
     let text = "it was connected and written to, and has not been accepted yet: after a restore it is reset";
     cx.warn(found, Refusal::new("tcp-waiting", text, "take the checkpoint again"));
     Ok(InetState::Reset { remote })
-}
-
-/// Whether an address is of this machine, as far as its connections show.
-fn is_here(table: &TcpTable, address: &SocketAddr) -> bool {
-    address.ip().is_loopback() || table.keys().any(|(local, _)| local.ip() == address.ip())
 }
 
 /// Reads a struct sockaddr_in or sockaddr_in6; a v4 address in v6 form is that v4 address.

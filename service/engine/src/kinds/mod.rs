@@ -44,7 +44,6 @@ pub mod settings;
 mod signalfd;
 mod stand_in;
 mod tcp;
-mod tcp_table;
 mod terminal;
 mod timerfd;
 mod unix_name;

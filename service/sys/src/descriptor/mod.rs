@@ -10,6 +10,7 @@ pub mod lingering;
 pub mod make;
 pub mod message;
 pub mod socket;
+pub mod tcp_diag;
 pub mod terminal;
 
 use std::cmp::Ordering;
