@@ -7,7 +7,7 @@ use ckpt_sys::Error as SysError;
 use ckpt_sys::thread::Deadline;
 
 use super::members::{Members, SpaceFacts};
-use super::memory::{self, Looked, MemoryError, SpaceInput};
+use super::memory::{self, Looked, SpaceInput};
 use super::precopy::Early;
 use super::{Files, Objects};
 use crate::error::{Error, with_sources};
@@ -51,13 +51,14 @@ impl Spaces<'_> {
         let mut watched = self.watches(all, &keys, members, chain)?;
         time.lap("watches");
         let before = memory.before();
-        let looked: Vec<Result<Looked, MemoryError>> =
-            parallel::map_mut(&mut watched, 4, |(facts, space)| {
-                before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _))
-            });
+        let looked: Vec<Result<Looked, Error>> = parallel::map_mut(&mut watched, 4, |(facts, space)| {
+            in_time(self.group, self.deadline)?;
+            let looked = before.look(facts, space.watch.as_deref_mut().map(|watch| watch as _));
+            looked.map_err(|e| e.for_group(self.group))
+        });
         time.lap("pages");
         let mut spaces = Vec::with_capacity(all.len());
-        for (((facts, mut watched), key), looked) in watched.into_iter().zip(keys).zip(looked) {
+        for (((facts, watched), key), looked) in watched.into_iter().zip(keys).zip(looked) {
             in_time(self.group, self.deadline)?;
             let (id, unit_name) = (SpaceId(spaces.len() as u32), &self.units[facts.unit.index()].name);
             let pid = facts.pid.as_raw();
@@ -69,8 +70,7 @@ impl Spaces<'_> {
             let input = SpaceInput {
                 id,
                 facts,
-                looked: looked.map_err(|e| e.for_group(self.group))?,
-                watch: watched.watch.as_deref_mut().map(|watch| watch as _),
+                looked: looked?,
                 parent: watched.stored.filter(|_| chain.parent.is_some()),
                 early: before.as_ref(),
             };

@@ -172,7 +172,7 @@ impl Plan {
             later: Vec::new(),
             told: Vec::new(),
             known: HashMap::new(),
-            before: Before(self.survey.mappings),
+            before: Before { mappings: self.survey.mappings, shm_dev: self.shm_dev },
             rings: HashMap::new(),
             own: self.survey.own,
             problems: Vec::new(),

@@ -39,8 +39,6 @@ pub struct SpaceInput<'a> {
     pub facts: &'a SpaceFacts,
     /// Its mappings and pages.
     pub looked: Looked,
-    /// What knows which pages were written. Without it all are.
-    pub watch: Option<&'a mut dyn Watch>,
     /// Its number in the parent's image, which has all pages that were not written since.
     pub parent: Option<SpaceId>,
     /// What was copied before the window.
@@ -50,39 +48,73 @@ pub struct SpaceInput<'a> {
 impl<'a> SpaceInput<'a> {
     /// A space of which all pages are taken.
     pub fn whole(id: SpaceId, facts: &'a SpaceFacts, looked: Looked) -> Self {
-        Self { id, facts, looked, watch: None, parent: None, early: None }
+        Self { id, facts, looked, parent: None, early: None }
     }
 }
 
-/// What [`Before::look`] saw: the mappings without the runner's pages and, of a space that nobody watches, the pages.
+/// What [`Before::look`] saw: the mappings without the runner's pages, as the application made them, each with the pages that it owns.
 #[derive(Debug)]
 pub struct Looked {
-    mappings: Vec<Mapping>,
-    census: Census,
+    mappings: Vec<(Mapping, Tracked)>,
 }
 
-/// The mappings of each process as they were shortly before the window, with all details, which take long to read.
+/// What was known shortly before the window.
 #[derive(Debug, Default)]
-pub struct Before(pub(super) HashMap<i32, Vec<Mapping>>);
+pub struct Before {
+    /// The mappings of each process with all details, which take long to read.
+    pub(super) mappings: HashMap<i32, Vec<Mapping>>,
+    /// The device of the kernel's internal tmpfs, as maps shows it.
+    pub(super) shm_dev: (u32, u32),
+}
 
 impl Before {
-    /// Looks at an address space of a stopped process, on any thread. `watch`: what knows which pages were written.
+    /// Looks at an address space of a stopped process, on any thread. `watch`: what knows which pages were written, without which all are;
+    /// all that it tells of is armed.
     ///
     /// Errors: the kernel's.
-    pub fn look(&self, facts: &SpaceFacts, watch: Option<&mut dyn Watch>) -> Result<Looked, MemoryError> {
-        let mappings =
-            facts.runner.iter().fold(self.mappings(facts.pid)?, |mappings, ours| without(mappings, *ours));
+    pub fn look(&self, facts: &SpaceFacts, mut watch: Option<&mut dyn Watch>) -> Result<Looked, MemoryError> {
+        let pid = facts.pid;
+        let mut mappings =
+            facts.runner.iter().fold(self.mappings(pid)?, |mappings, ours| without(mappings, *ours));
+        mappings.retain(|mapping| !is_runner(pid, mapping));
         let spans = spans_of_private(&mappings, watch.is_some());
-        let census = match watch {
+        let census = match &mut watch {
             Some(watch) => watch.look(&spans).map(|()| Census::default())?,
-            None => Pagemap::open(facts.pid)?.census(&spans)?,
+            None => Pagemap::open(pid)?.census(&spans)?,
         };
-        Ok(Looked { mappings, census })
+        let with_pages = |mut mapping: Mapping| {
+            if let Some(watch) = &watch {
+                watch.as_made(&mut mapping);
+            }
+            let mut found = Tracked::default();
+            match (self.wanted(pid, &mapping), &mut watch) {
+                (None, _) => {}
+                (Some(wanted), Some(watch)) => watch.take(&mapping, wanted, &mut found)?,
+                (Some(wanted), None) => {
+                    let mut all = Found::default();
+                    census.scan(mapping.range, wanted, &mut all);
+                    (found.written, found.guards) = (all.pages, all.guards);
+                }
+            }
+            Ok((mapping, found))
+        };
+        Ok(Looked { mappings: mappings.into_iter().map(with_pages).collect::<Result<_, MemoryError>>()? })
+    }
+
+    /// Which pages of a mapping are its own; `None` for those that have none, or are refused.
+    fn wanted(&self, pid: Pid, mapping: &Mapping) -> Option<Wanted> {
+        let class = classify(mapping, self.shm_dev, || is_watched(pid.as_raw())).ok()?;
+        match class {
+            _ if mapping.shared => None,
+            Class::Vsyscall | Class::Vdso | Class::Vvar => None,
+            Class::Anonymous => Some(Wanted::Own),
+            Class::File | Class::Object(_) | Class::Gate | Class::Ring => Some(Wanted::OwnOrZero),
+        }
     }
 
     /// The mappings of a stopped process with all details. Those that are as they were before the window have the details from then.
     fn mappings(&self, tid: Pid) -> Result<Vec<Mapping>, MemoryError> {
-        let Some(before) = self.0.get(&tid.as_raw()) else { return Ok(read_smaps(tid)?) };
+        let Some(before) = self.mappings.get(&tid.as_raw()) else { return Ok(read_smaps(tid)?) };
         let mut now = read_maps(tid)?;
         for mapping in &mut now {
             let same = before.binary_search_by_key(&mapping.range.start, |old| old.range.start);
@@ -98,13 +130,13 @@ impl Before {
 
 impl Capture {
     /// Takes down one address space of a stopped process. What cannot be captured is added to [`Capture::problems`] and is not in the
-    /// record. What the input's watch tells of is armed.
+    /// record.
     ///
     /// Errors: the kernel's.
     pub fn space(
         &mut self,
         member: &Member<'_>,
-        mut input: SpaceInput<'_>,
+        input: SpaceInput<'_>,
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<SpaceRecord, MemoryError> {
@@ -112,10 +144,9 @@ impl Capture {
         let tid = Pid::from_raw(member.tid);
         let source = self.sources.len();
         self.sources.push(Source::Memory(tid));
-        let Looked { mappings: shown, census } = input.looked;
+        let Looked { mappings: shown } = input.looked;
         let mut pages = Pages {
             source,
-            census,
             told: Told {
                 container: Container::Space(id),
                 inherits: input.parent.map(Container::Space),
@@ -128,17 +159,9 @@ impl Capture {
             kept: Vec::new(),
         };
         let mut mappings = Vec::with_capacity(shown.len());
-        for mut mapping in shown {
-            if is_runner(tid, &mapping) {
-                continue;
-            }
-            if let Some(watch) = &input.watch {
-                watch.as_made(&mut mapping);
-            }
+        for (mapping, found) in shown {
             let Some(mut record) = self.mapping(member, &mapping, files, objects)? else { continue };
-            if !mapping.shared && !matches!(record.kind, MappingKind::Vdso | MappingKind::Vvar) {
-                self.own_pages(&mapping, &mut record, &mut input.watch, &mut pages)?;
-            }
+            self.own_pages(&mapping, &mut record, found, &mut pages);
             mappings.push(record);
         }
         if let Some(early) = input.early {
@@ -216,24 +239,14 @@ impl Capture {
         }))
     }
 
-    /// Queues the pages that a private mapping owns, those excepted that are as the parent has them, and records its guards.
+    /// Queues the pages that a mapping owns, those excepted that are as the parent has them, and records its guards.
     fn own_pages(
         &mut self,
         mapping: &Mapping,
         record: &mut MappingRecord,
-        watch: &mut Option<&mut dyn Watch>,
+        mut found: Tracked,
         pages: &mut Pages<'_>,
-    ) -> Result<(), MemoryError> {
-        let wanted = if record.kind == MappingKind::Anonymous { Wanted::Own } else { Wanted::OwnOrZero };
-        let mut found = Tracked::default();
-        match watch {
-            Some(watch) => watch.take(mapping, wanted, &mut found)?,
-            None => {
-                let mut all = Found::default();
-                pages.census.scan(mapping.range, wanted, &mut all);
-                (found.written, found.guards) = (all.pages, all.guards);
-            }
-        }
+    ) {
         record.guards = found.guards.iter().map(|range| (range.start.0, range.end.0)).collect();
         for (first, count) in found.clean.iter().map(in_pages) {
             pages.place(first, count, &mut found.written);
@@ -243,15 +256,12 @@ impl Capture {
             let (first, count) = in_pages(range);
             Piece { container: pages.told.container, source: pages.source, first, count }
         }));
-        Ok(())
     }
 }
 
 /// Where the pages of a space come from and what the image tells of them.
 struct Pages<'a> {
     source: usize,
-    /// Of a space that nobody watches.
-    census: Census,
     told: Told,
     /// What was copied before the window, with what of it was armed, and copied.
     early: Option<(&'a Early, Cursor<'a>, Cursor<'a>)>,
