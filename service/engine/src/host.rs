@@ -19,3 +19,10 @@ pub fn kill_cgroup(directory: PathBuf) -> Result<(), Error> {
 pub fn cgroup_mount() -> Result<PathBuf, Error> {
     ckpt_sys::cgroup::mount_point().map_err(|e| Error::Failed(e.to_string()))
 }
+
+/// Whether the kernel tells of sockets (sock_diag(7)): without, those with connections cannot be captured.
+#[must_use]
+pub fn tells_of_sockets() -> bool {
+    use ckpt_sys::descriptor::{diag::UnixDiag, tcp_diag::TcpDiag};
+    TcpDiag::open().is_ok() && UnixDiag::open().and_then(|unix| unix.all()).is_ok()
+}

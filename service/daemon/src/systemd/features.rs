@@ -15,6 +15,7 @@ pub fn kernel_features() -> Vec<String> {
     probe("pagemap", Path::new("/proc/self/pagemap").exists());
     probe("userfaultfd", Path::new("/proc/sys/vm/unprivileged_userfaultfd").exists());
     probe("time-namespaces", Path::new("/proc/self/ns/time").exists());
+    probe("sock-diag", ckpt_engine::host::tells_of_sockets());
     features
 }
 

@@ -7,6 +7,9 @@ use super::Finding;
 use crate::bus::{Bus, connection, none};
 use crate::context::Context;
 
+/// The word in KernelFeatures.
+const SOCK_DIAG: &str = "sock-diag";
+
 pub(super) async fn findings(context: &Context) -> Vec<Finding> {
     let host = context.host.as_deref();
     let connection = match connection(host).await {
@@ -71,7 +74,16 @@ async fn daemon(bus: &Bus) -> Vec<Finding> {
             "ckptd found none of the optional features",
             "everything works, slower; see ckpt(7)",
         )),
-        Ok(features) => findings.push(Finding::ok("kernel", features.join(" "))),
+        Ok(features) => {
+            if !features.iter().any(|feature| feature == SOCK_DIAG) {
+                findings.push(Finding::warning(
+                    SOCK_DIAG,
+                    "the kernel does not tell of sockets: services with connections cannot be checkpointed",
+                    "load the modules unix_diag and tcp_diag (CONFIG_UNIX_DIAG, CONFIG_INET_TCP_DIAG)",
+                ));
+            }
+            findings.push(Finding::ok("kernel", features.join(" ")));
+        }
         Err(_) => {}
     }
     match bus.manager.list_groups(&none()).await {
