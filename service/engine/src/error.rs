@@ -6,7 +6,7 @@ use crate::api::Problem;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // each variant is named in interface.md
 pub enum Error {
-    #[error("no group is called {0}; `ckptctl status` shows the groups, `ckptctl enable` makes one")]
+    #[error("no group is called {name}; `ckptctl status` shows the groups, `ckptctl enable` makes one{}", perhaps_an_id(.0), name = .0)]
     NoSuchGroup(String),
     #[error("group {group} has no checkpoint{}; `ckptctl list {group}` shows what there is", space_before(.id))]
     NoSuchCheckpoint { group: String, id: String },
@@ -72,6 +72,18 @@ impl Error {
     /// An [`Error::Io`] that says what was tried.
     pub fn io(what: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
         Error::Io { what: what.into(), source: source.into() }
+    }
+}
+
+/// A name may hold `@`, so what was to be a checkpoint's id and is none is taken for a part of it.
+fn perhaps_an_id(name: &str) -> String {
+    match name.rsplit_once('@') {
+        Some((group, id)) => {
+            format!(
+                "; if {id} is to be a checkpoint of {group}: an id has 26 characters, see `ckptctl list {group}`"
+            )
+        }
+        None => String::new(),
     }
 }
 
