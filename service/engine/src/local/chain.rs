@@ -14,6 +14,7 @@ use crate::api::{Group, Mode};
 use crate::capture::Capture;
 use crate::capture::sharing::shared;
 use crate::error::{Error, with_sources};
+use crate::parallel;
 use crate::track::{self, Chain, SpaceKey, WatchedSpace};
 
 /// Memory that is not watched yet and is worth a short stop of its own, so that it can be copied while the group runs.
@@ -99,7 +100,7 @@ fn watch_some(members: &mut [Live], chain: &mut Chain, deadline: Deadline) -> Re
     // One space must not be watched twice: neither watch would know what the other armed.
     let spaces = shared(&pids, Shared::Space)?;
     // A process whose first thread has ended shows no auxv; the window says what is wrong with it.
-    let keys: Vec<_> = pids.iter().map(|pid| SpaceKey::of(*pid).ok()).collect();
+    let keys = parallel::map(&pids, 16, |pid| SpaceKey::of(*pid).ok());
     let there: HashSet<&SpaceKey> = keys.iter().flatten().collect();
     chain.spaces.retain(|known, _| there.contains(known));
     let is_known = |key: &SpaceKey| chain.spaces.contains_key(key);
