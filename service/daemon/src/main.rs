@@ -19,6 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Messages that may wait to be taken.
 const SIGNALS: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
+/// Descriptors of members that a window holds in ckptd, most of the time.
+const DESCRIPTORS: i32 = 1 << 15;
 const LIB: &str = "/usr/lib/ckpt";
 const ETC: &str = "/etc/ckpt";
 
@@ -84,6 +86,7 @@ fn usage(why: &str) -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    ckpt_engine::host::make_room_for_descriptors(DESCRIPTORS);
     journal::init();
     let (settings, errors) = settings::load(Path::new(LIB), Path::new(ETC));
     errors.iter().for_each(journal::bad_settings);
