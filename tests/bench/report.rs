@@ -57,10 +57,11 @@ impl Target {
     }
 
     fn words(self, unit: &str) -> String {
-        match self {
-            Self::AtMost(most) => format!("≤ {} {unit}", (most * 100.0).round() / 100.0),
-            Self::AtLeast(least) => format!("≥ {} {unit}", (least * 100.0).round() / 100.0),
-        }
+        let (sign, bound) = match self {
+            Self::AtMost(most) => ("≤", most),
+            Self::AtLeast(least) => ("≥", least),
+        };
+        format!("{sign} {} {unit}", (bound * 100.0).round() / 100.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What concerns the host that the daemon needs and only `sys` can tell.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use crate::error::Error;
@@ -31,12 +31,6 @@ pub fn tells_of_sockets() -> bool {
 /// a grace period of RCU whenever it makes it larger (Linux 6.18: 10 ms), which must not be in a freeze window. To be called while there is
 /// one thread. Fails in silence: it is only slower then.
 pub fn make_room_for_descriptors(count: i32) {
-    let null = std::fs::File::open("/dev/null").map(OwnedFd::from);
-    let _ =
-        null.map(|null| nix::fcntl::fcntl(null, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(count - 1)).map(own));
-}
-
-/// Takes a descriptor that was just made, to close it.
-fn own(number: std::os::fd::RawFd) {
-    let _ = nix::unistd::close(number);
+    let null = std::fs::File::open("/dev/null");
+    let _ = null.map(|null| ckpt_sys::descriptor::duplicate_above(null.as_fd(), count - 1));
 }

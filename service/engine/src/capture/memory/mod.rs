@@ -162,7 +162,6 @@ struct Shown {
 /// The window's stage. Made by [`Plan::begin`].
 pub struct Capture {
     arena: Arena,
-    shm_dev: (u32, u32),
     sources: Vec<Source>,
     pieces: Vec<Piece>,
     /// Those that a copy of the process would have too (fork(2)).

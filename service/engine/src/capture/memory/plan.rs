@@ -165,7 +165,6 @@ impl Plan {
     pub fn begin(self) -> Capture {
         Capture {
             arena: self.arena,
-            shm_dev: self.shm_dev,
             sources: Vec::new(),
             pieces: Vec::new(),
             inherited: Vec::new(),

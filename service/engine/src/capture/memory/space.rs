@@ -52,10 +52,18 @@ impl<'a> SpaceInput<'a> {
     }
 }
 
-/// What [`Before::look`] saw: the mappings without the runner's pages, as the application made them, each with the pages that it owns.
+/// What [`Before::look`] saw: the mappings without the runner's pages, as the application made them.
 #[derive(Debug)]
 pub struct Looked {
-    mappings: Vec<(Mapping, Tracked)>,
+    mappings: Vec<LookedAt>,
+}
+
+/// A mapping, what it is, and the pages that are its own.
+#[derive(Debug)]
+struct LookedAt {
+    mapping: Mapping,
+    class: Result<Class, Refusal>,
+    found: Tracked,
 }
 
 /// What was known shortly before the window.
@@ -86,8 +94,9 @@ impl Before {
             if let Some(watch) = &watch {
                 watch.as_made(&mut mapping);
             }
+            let class = classify(&mapping, self.shm_dev, || is_watched(pid.as_raw()));
             let mut found = Tracked::default();
-            match (self.wanted(pid, &mapping), &mut watch) {
+            match (wanted(&mapping, class), &mut watch) {
                 (None, _) => {}
                 (Some(wanted), Some(watch)) => watch.take(&mapping, wanted, &mut found)?,
                 (Some(wanted), None) => {
@@ -96,20 +105,9 @@ impl Before {
                     (found.written, found.guards) = (all.pages, all.guards);
                 }
             }
-            Ok((mapping, found))
+            Ok(LookedAt { mapping, class, found })
         };
         Ok(Looked { mappings: mappings.into_iter().map(with_pages).collect::<Result<_, MemoryError>>()? })
-    }
-
-    /// Which pages of a mapping are its own; `None` for those that have none, or are refused.
-    fn wanted(&self, pid: Pid, mapping: &Mapping) -> Option<Wanted> {
-        let class = classify(mapping, self.shm_dev, || is_watched(pid.as_raw())).ok()?;
-        match class {
-            _ if mapping.shared => None,
-            Class::Vsyscall | Class::Vdso | Class::Vvar => None,
-            Class::Anonymous => Some(Wanted::Own),
-            Class::File | Class::Object(_) | Class::Gate | Class::Ring => Some(Wanted::OwnOrZero),
-        }
     }
 
     /// The mappings of a stopped process with all details. Those that are as they were before the window have the details from then.
@@ -159,8 +157,8 @@ impl Capture {
             kept: Vec::new(),
         };
         let mut mappings = Vec::with_capacity(shown.len());
-        for (mapping, found) in shown {
-            let Some(mut record) = self.mapping(member, &mapping, files, objects)? else { continue };
+        for LookedAt { mapping, class, found } in shown {
+            let Some(mut record) = self.mapping(member, (&mapping, class), files, objects)? else { continue };
             self.own_pages(&mapping, &mut record, found, &mut pages);
             mappings.push(record);
         }
@@ -185,11 +183,11 @@ impl Capture {
     fn mapping(
         &mut self,
         member: &Member<'_>,
-        mapping: &Mapping,
+        (mapping, class): (&Mapping, Result<Class, Refusal>),
         files: &mut Files,
         objects: &mut Objects,
     ) -> Result<Option<MappingRecord>, MemoryError> {
-        let kind = match classify(mapping, self.shm_dev, || is_watched(member.pid)) {
+        let kind = match class {
             Ok(Class::Vsyscall) => return Ok(None),
             Ok(Class::Vdso) => MappingKind::Vdso,
             Ok(Class::Vvar) => MappingKind::Vvar,
@@ -256,6 +254,16 @@ impl Capture {
             let (first, count) = in_pages(range);
             Piece { container: pages.told.container, source: pages.source, first, count }
         }));
+    }
+}
+
+/// Which pages of a mapping are its own; `None` for those that have none, or are refused.
+fn wanted(mapping: &Mapping, class: Result<Class, Refusal>) -> Option<Wanted> {
+    match class.ok()? {
+        _ if mapping.shared => None,
+        Class::Vsyscall | Class::Vdso | Class::Vvar => None,
+        Class::Anonymous => Some(Wanted::Own),
+        Class::File | Class::Object(_) | Class::Gate | Class::Ring => Some(Wanted::OwnOrZero),
     }
 }
 
