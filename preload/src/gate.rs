@@ -247,6 +247,7 @@ fn make() -> Option<*mut u8> {
     let table = unsafe { Table::<'static>::trusted(base) };
     table.set_control(crate::protect::address());
     table.set_resume(crate::resume::address());
+    table.set_contexts(crate::aio::address());
     table.initialize(process);
     PLACE.store(base, Relaxed);
     ROOT.base.store(base, Release);
@@ -281,6 +282,7 @@ pub fn start_in_child() {
         ROOT.base.store(core::ptr::null_mut(), Relaxed);
         ROOT.making.store(NOT_MADE, Relaxed);
     }
+    crate::aio::start_in_child();
     settle();
     thread.frame.store(0, Relaxed);
 }

@@ -9,6 +9,7 @@
 #[link(name = "c")]
 unsafe extern "C" {}
 
+mod aio;
 mod defect;
 mod environment;
 mod gate;

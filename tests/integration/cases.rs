@@ -5,7 +5,7 @@ use crate::runner::{Test, skip, test};
 use ckpt_tests::system::{must, run, text};
 
 /// Programs of tests/victims with cases, and what their units have besides, as lines for [Service].
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("case-files", ""),
     ("case-sockets", ""),
     ("case-network", ""),
@@ -15,6 +15,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("case-processes", "Delegate=yes"),
     ("case-time", ""),
     ("case-rings", ""),
+    ("case-aio", ""),
 ];
 
 pub(crate) fn tests() -> Vec<Test> {

@@ -89,6 +89,7 @@ macro_rules! early {
 
 pub(crate) use {early, hook_other, hook_with};
 
+mod aio;
 mod attributes;
 mod data;
 mod jump;

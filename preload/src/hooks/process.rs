@@ -270,8 +270,8 @@ unsafe extern "C" fn execve_behind_arguments(path: *const c_char, arguments: Str
     }
 }
 
-/// Stands before libc's syscall, which is done here as libc does it, but for the ways to a new program: those take
-/// their hooks.
+/// Stands before libc's syscall, which is done here as libc does it, but for the ways to a new program and those of kernel
+/// AIO: those take their hooks.
 ///
 /// # Safety
 /// As for libc's.
@@ -283,6 +283,12 @@ pub unsafe extern "C" fn syscall() -> isize {
         "je 2f",
         "cmp rdi, {execveat_number}",
         "je 3f",
+        "cmp rdi, {setup_number}",
+        "je 5f",
+        "cmp rdi, {destroy_number}",
+        "je 6f",
+        "cmp rdi, {submit_number}",
+        "je 7f",
         "mov rax, rdi",
         "mov rdi, rsi",
         "mov rsi, rdx",
@@ -291,7 +297,7 @@ pub unsafe extern "C" fn syscall() -> isize {
         "mov r8, r9",
         "mov r9, [rsp + 8]",
         "syscall",
-        "cmp rax, -4095",
+        "8: cmp rax, -4095",
         "jae 4f",
         "ret",
         "2: mov rdi, rsi",
@@ -312,6 +318,18 @@ pub unsafe extern "C" fn syscall() -> isize {
         "add rsp, 8",
         "cdqe",
         "ret",
+        "5: lea rax, [rip + {setup}]",
+        "jmp 9f",
+        "6: lea rax, [rip + {destroy}]",
+        "jmp 9f",
+        "7: lea rax, [rip + {submit}]",
+        "9: mov rdi, rsi",
+        "mov rsi, rdx",
+        "mov rdx, rcx",
+        "sub rsp, 8",
+        "call rax",
+        "add rsp, 8",
+        "jmp 8b",
         "4: neg eax",
         "mov edi, eax",
         "sub rsp, 8",
@@ -322,6 +340,12 @@ pub unsafe extern "C" fn syscall() -> isize {
         execve = sym execve,
         execveat = sym execveat,
         failed = sym set_errno,
+        setup = sym crate::aio::setup,
+        destroy = sym crate::aio::destroy,
+        submit = sym crate::aio::submit,
+        setup_number = const libc::SYS_io_setup,
+        destroy_number = const libc::SYS_io_destroy,
+        submit_number = const libc::SYS_io_submit,
         execve_number = const libc::SYS_execve,
         execveat_number = const libc::SYS_execveat,
     )

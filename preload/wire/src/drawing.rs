@@ -26,7 +26,7 @@ macro_rules! offsets {
 fn the_drawing_tells_the_offsets() {
     assert_eq!(
         told("in the header"),
-        offsets!(Header: magic version size pid used control resume gate overflow)
+        offsets!(Header: magic version size pid used control resume contexts gate overflow)
     );
     assert_eq!(told("in the gate"), offsets!(Gate: word waiting beat lease owner owner_start closings));
     assert_eq!(told("in the overflow"), offsets!(Overflow: added executing expired waits));

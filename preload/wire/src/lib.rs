@@ -4,10 +4,10 @@
 //! shared; the daemon finds it in `/proc/PID/maps` as [`MAPS_NAME`] and maps it through `/proc/PID/map_files`.
 //!
 //! ```text
-//! offset   0        8        12       16       20       24       32
-//!          ┌────────┬────────┬────────┬────────┬────────┬────────┬────────┬─────────────────┐
-//!      0   │ magic  │version │ size   │ pid    │ used   │control │ resume │ -               │  written by the library
-//!          ├────┬───┴────┬───┴────┬───┴────┬───┴───┬────┴────────┼────────┴┬────────────────┤
+//! offset   0        8        12       16       20       24       32       40
+//!          ┌────────┬────────┬────────┬────────┬────────┬────────┬────────┬────────┬────────┐
+//!      0   │ magic  │version │ size   │ pid    │ used   │control │ resume │contexts│ -      │  written by the library
+//!          ├────┬───┴────┬───┴────┬───┴────┬───┴───┬────┴────────┼────────┴┬───────┴────────┤
 //!     64   │gate│waiting │ beat   │ lease  │ owner │ owner_start │ closings│ -              │  the gate: written by the daemon
 //!          │ u32│ u32    │ u64    │ ns u64 │ u32 - │ u64         │ u64     │                │  (waiting: by the library)
 //!          ├────┴───┬────┴────────┼────────┴───┬───┴─────────────┴─────────┴────────────────┤
@@ -21,7 +21,7 @@
 //!          ├────────┴────────┴────────┴────────┴────────┴────────┴────────┴──────────────────┤
 //!    320   │ slot 1 …                                                                        │
 //!          └─────────────────────────────────────────────────────────────────────────────────┘
-//! in the header: magic 0 · version 8 · size 12 · pid 16 · used 20 · control 24 · resume 32 · gate 64 · overflow 128
+//! in the header: magic 0 · version 8 · size 12 · pid 16 · used 20 · control 24 · resume 32 · contexts 40 · gate 64 · overflow 128
 //! in the gate: word 0 · waiting 4 · beat 8 · lease 16 · owner 24 · owner_start 32 · closings 40
 //! in the overflow: added 0 · executing 4 · expired 8 · waits 16
 //! in a slot: word 0 · thread 8 · code 12 · fd 16 · other 20 · offset 24 · length 32      word = sequence << 8 | state
@@ -62,6 +62,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod aio;
 #[cfg(test)]
 mod drawing;
 mod gate;

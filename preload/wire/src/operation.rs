@@ -68,4 +68,5 @@ operations! {
     StdioRead = 25, "fread", Descriptor;
     StdioWrite = 26, "fwrite", Descriptor;
     StdioClose = 27, "fclose", Descriptor;
+    IoSubmit = 28, "io_submit", Always;
 }

@@ -51,6 +51,7 @@ pub struct Header {
     pub(crate) used: AtomicU32,
     pub(crate) control: AtomicU64,
     pub(crate) resume: AtomicU64,
+    pub(crate) contexts: AtomicU64,
     pub(crate) gate: Gate,
     pub(crate) overflow: Overflow,
 }
@@ -238,6 +239,16 @@ impl<'m> Table<'m> {
     /// Tells it.
     pub fn set_resume(&self, address: u64) {
         self.header().resume.store(address, Release);
+    }
+
+    /// Where the contexts of kernel AIO are in the member; 0, as of an older library, if it does not tell. See [`crate::aio`].
+    pub fn contexts(&self) -> u64 {
+        self.header().contexts.load(Acquire)
+    }
+
+    /// Tells it.
+    pub fn set_contexts(&self, address: u64) {
+        self.header().contexts.store(address, Release);
     }
 
     /// The pid of the process as it saw itself when it made the table.

@@ -202,7 +202,15 @@ const MEMORY: &[Row] = &[
     refused("protection key", "protection-key", ""),
     refused("MAP_SYNC", "dax", ""),
     refused("memory of a device", "device-mapping", ""),
-    refused("kernel AIO", "aio", ""),
+    restored(
+        "contexts of kernel AIO (io_setup(2))",
+        "with events that were not read, and threads that wait for some; the memory of a ring that a child of fork(2) has inherited",
+    ),
+    refused(
+        "kernel AIO with requests that do not complete, or that the preload library does not see",
+        "aio",
+        "IOCB_CMD_POLL, for example; contexts of static programs, or made before the group was enabled",
+    ),
     refused("mapping of any other kind", "special-mapping", ""),
 ];
 

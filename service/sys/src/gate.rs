@@ -141,6 +141,11 @@ impl Gate {
         self.table().resume()
     }
 
+    /// Where the member's contexts of kernel AIO are told, by its own word; 0 if they are not. See [`crate::aio`].
+    pub fn contexts(&self) -> u64 {
+        self.table().contexts()
+    }
+
     /// Closes the gate: operations that begin from now on wait, but no longer than `lease` after the last sign of life
     /// ([`Gate::renew`]), and at most 10 s.
     pub fn close(&self, lease: Duration) {

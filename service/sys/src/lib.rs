@@ -4,6 +4,7 @@
 //! two types), what runs inside a member goes through [`batch`] and [`runner`].
 
 pub mod addr;
+pub mod aio;
 pub mod arena;
 pub mod attributes;
 pub mod batch;

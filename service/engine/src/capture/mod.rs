@@ -2,6 +2,7 @@
 //!
 //! Registries first: what descriptors, mappings and processes have in common is recorded once, whoever meets it first.
 
+pub mod contexts;
 pub mod direct;
 pub mod ephemeral;
 pub mod family;

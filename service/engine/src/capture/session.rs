@@ -6,24 +6,26 @@
 //! after the thaw      write     frozen copies · state · pages · pages.index · ephemeral/N.tar · pinned/…
 //! ```
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use ckpt_image::records::{
-    FdTableId, FileRecord, GroupImage, KernelRecord, Pid, ProcessRecord, QueueRecord, UnitClocks, UnitRecord,
+    FdTableId, FileRecord, GroupImage, KernelRecord, Pid, ProcessRecord, QueueRecord, SpaceId, UnitClocks,
+    UnitRecord,
 };
 use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_state};
+use ckpt_sys::VirtAddr;
 use ckpt_sys::thread::Deadline;
 
 use super::ephemeral;
 use super::family::namespaces;
 use super::frozen_copies;
-use super::members::{self, Members};
+use super::members::{self, Members, SpaceFacts};
 use super::memory::{Copied, Plan};
 use super::spaces::{self, Spaces, in_time};
 use super::{Files, Freezer, Objects, Precopy};
-use super::{rings, sysv};
+use super::{contexts, rings, sysv};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
 use crate::error::Error;
@@ -43,6 +45,7 @@ pub struct Capture {
     plan: Plan,
     outside: TcpChoice,
     quiet_rings: HashSet<u64>,
+    contexts: HashMap<(i32, VirtAddr), u32>,
 }
 
 /// A group's state, in memory of ours.
@@ -90,6 +93,7 @@ impl Capture {
             plan,
             outside: group.config.sockets.tcp,
             quiet_rings: HashSet::new(),
+            contexts: HashMap::new(),
         })
     }
 
@@ -129,20 +133,28 @@ impl Capture {
         Ok(())
     }
 
-    /// Waits until nothing is under way in the rings of io_uring(7) that members had shortly before the window: before anything is captured, and
-    /// before the snapshots. What still is under way is returned.
+    /// Waits until nothing is under way in the rings of io_uring(7) and the contexts of kernel AIO that members had shortly before the window:
+    /// before anything is captured, and before the snapshots. What still is under way is returned.
     ///
     /// Errors: NotCheckpointable; FreezeTimeout past the deadline.
     pub fn quiet(&mut self, members: &mut Members, deadline: Deadline) -> Result<Vec<Problem>, Error> {
-        let with_rings = self.plan.with_rings();
-        if with_rings.is_empty() {
-            return Ok(Vec::new());
+        let (with_rings, with_contexts) = (self.plan.with_rings(), self.plan.with_contexts());
+        let mut busy = Vec::new();
+        if !with_rings.is_empty() {
+            let quiet = rings::wait(members, &self.units, &with_rings, deadline)
+                .map_err(|e| spaces::failed(&self.group, e))?;
+            refuse(&self.group, &quiet.refused)?;
+            self.quiet_rings = quiet.rings;
+            busy.extend(quiet.busy);
         }
-        let quiet = rings::wait(members, &self.units, &with_rings, deadline)
-            .map_err(|e| spaces::failed(&self.group, e))?;
-        refuse(&self.group, &quiet.refused)?;
-        self.quiet_rings = quiet.rings;
-        Ok(quiet.busy)
+        if !with_contexts.is_empty() {
+            let quiet = contexts::wait(members, &self.units, &with_contexts, deadline)
+                .map_err(|e| spaces::failed(&self.group, e))?;
+            refuse(&self.group, &quiet.refused)?;
+            self.contexts = quiet.contexts;
+            busy.extend(quiet.busy);
+        }
+        Ok(busy)
     }
 
     /// The units, in the order of `UnitIndex`.
@@ -185,7 +197,13 @@ impl Capture {
 
         let mut memory = self.plan.begin();
         memory.know_rings(std::mem::take(&mut open.rings));
-        let (direct, with_rings) = (spaces_of(&people, &open.direct), spaces_of(&people, &open.with_rings));
+        let (direct, mut with_rings) =
+            (spaces_of(&people, &open.direct), spaces_of(&people, &open.with_rings));
+        let has_context =
+            |space: &SpaceFacts| self.contexts.keys().any(|(pid, _)| *pid == space.pid.as_raw());
+        let with_contexts = people.spaces.iter().enumerate().filter(|(_, space)| has_context(space));
+        with_rings.extend(with_contexts.map(|(index, _)| SpaceId(index as u32)));
+        memory.know_contexts(std::mem::take(&mut self.contexts));
         let taking = Spaces { group, units: &self.units, deadline, direct, with_rings };
         let registries = (&mut self.files, &mut self.objects, &mut *time);
         let spaces = taking.take(&people.spaces, members, &mut chain, &mut memory, &mut early, registries)?;
@@ -387,10 +405,7 @@ fn descriptors(
 }
 
 /// The address spaces of processes with one of these descriptor tables.
-fn spaces_of(
-    people: &members::Captured,
-    tables: &HashSet<FdTableId>,
-) -> HashSet<ckpt_image::records::SpaceId> {
+fn spaces_of(people: &members::Captured, tables: &HashSet<FdTableId>) -> HashSet<SpaceId> {
     let bodies = people.processes.iter().filter_map(|process| process.body.as_ref());
     bodies.filter(|body| tables.contains(&body.fd_table)).map(|body| body.space).collect()
 }

@@ -23,7 +23,8 @@ use crate::kinds::Depth;
 mod entries;
 
 const CODE: &str = "io-uring";
-const WITHOUT: &str = "start it without io_uring, if it can do without: SystemCallFilter=~io_uring_setup:ENOSYS io_setup:ENOSYS in its unit";
+const WITHOUT: &str =
+    "start it without io_uring, if it can do without: SystemCallFilter=~io_uring_setup:ENOSYS in its unit";
 const FORBIDDEN: &str = "this machine forbids io_uring (sysctl kernel.io_uring_disabled)";
 const AGAIN: &str = "try again";
 /// Groups of provided buffers that are looked for; the window is short.

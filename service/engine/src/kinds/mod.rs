@@ -17,6 +17,7 @@
 //! [`finish`](DescriptorCapture::finish). Nothing is injected and nothing of the members is changed.
 //! Rebuild: [`rebuild::Descriptions::rebuild`]; then [`late::calls`] when the members exist.
 
+pub mod aio;
 mod class;
 mod collect;
 mod datagram;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use ckpt_image::records::{DescriptionKind, FileRecord, FileSource, GroupImage};
+use ckpt_image::records::{DescriptionKind, FileRecord, FileSource, GroupImage, MappingKind};
 
 use crate::error::Error;
 use crate::{machine, pinned};
@@ -29,6 +29,11 @@ pub fn image(image: &GroupImage, directory: &Path) -> Result<(), Error> {
     for description in &image.descriptions {
         if let DescriptionKind::IoUring(ring) = &description.kind {
             crate::kinds::io_uring::can_be_made(ring).map_err(Error::IncompatibleKernel)?;
+        }
+    }
+    for mapping in image.spaces.iter().flat_map(|space| &space.mappings) {
+        if let MappingKind::Aio { events: events @ 1.., content } = &mapping.kind {
+            crate::kinds::aio::can_be_made(*events, content).map_err(Error::IncompatibleKernel)?;
         }
     }
     let is_kept = |file: &FileRecord| directory.join(pinned::DIRECTORY).join(pinned::name(file)).exists();

@@ -31,7 +31,8 @@ pub type Within<'a> = &'a mut dyn FnMut(
 #[derive(Debug, Default)]
 pub struct Contents {
     objects: BTreeMap<ObjectId, File>,
-    gates: BTreeMap<(u32, u64), File>,
+    /// By space and address.
+    mappings: BTreeMap<(u32, u64), File>,
 }
 
 impl Contents {
@@ -44,10 +45,19 @@ impl Contents {
             seal(&file, record, false).map_err(|e| e.of_object(name(record)))?;
             contents.objects.insert(record.id, file);
         }
-        for (space, mapping) in image.spaces.iter().flat_map(|s| s.mappings.iter().map(move |m| (s.id.0, m)))
-        {
-            if let MappingKind::Gate { content } = &mapping.kind {
-                contents.gates.insert((space, mapping.start), gate(content, mapping.end - mapping.start)?);
+        for space in &image.spaces {
+            let mut contexts = 0;
+            for mapping in &space.mappings {
+                let file = match &mapping.kind {
+                    MappingKind::Gate { content } => gate(content, mapping.end - mapping.start)?,
+                    MappingKind::Aio { events, content } => {
+                        let id = contexts;
+                        contexts += u32::from(*events != 0);
+                        context(content, id)?
+                    }
+                    _ => continue,
+                };
+                contents.mappings.insert((space.id.0, mapping.start), file);
             }
         }
         sysv::make(image, within)?;
@@ -63,7 +73,7 @@ impl Contents {
     pub fn descriptor(&self, wanted: FdRef) -> Option<BorrowedFd<'_>> {
         match wanted {
             FdRef::Object(id) => self.object(id),
-            FdRef::Gate { space, start } => self.gates.get(&(space, start)).map(AsFd::as_fd),
+            FdRef::Mapping { space, start } => self.mappings.get(&(space, start)).map(AsFd::as_fd),
             FdRef::Pages(_) | FdRef::Zero | FdRef::File { .. } | FdRef::Ring(_) => None,
         }
     }
@@ -162,6 +172,17 @@ fn gate(content: &[u8], len: u64) -> Result<File, Failure> {
     file.write_all_at(&ckpt_wire::OPEN.to_le_bytes(), ckpt_wire::GATE_WORD as u64).map_err(io("write"))?;
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::from_bits_retain(ckpt_wire::REQUIRED_SEALS)))
         .map_err(|e| Failure::not_restorable(format!("F_ADD_SEALS: {e}")))?;
+    Ok(file)
+}
+
+/// The ring of a context of kernel AIO that is made as the `id`th of its address space, which the kernel has put into its ring.
+fn context(content: &[u8], id: u32) -> Result<File, Failure> {
+    let mut content = content.to_vec();
+    if let Some(place) = content.get_mut(ckpt_sys::aio::ID) {
+        place.copy_from_slice(&id.to_le_bytes());
+    }
+    let file = memfd(b"ckpt-aio")?;
+    file.write_all_at(&content, 0).map_err(io("write"))?;
     Ok(file)
 }
 

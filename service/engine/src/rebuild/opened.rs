@@ -81,7 +81,7 @@ impl Opened {
                     files.open(image, host, file, access | libc::O_NONBLOCK | libc::O_NOCTTY)?
                 }
                 (FdRef::Ring(id), _) => self.high(ring(id)?)?,
-                (FdRef::Object(_) | FdRef::Gate { .. }, _) => {
+                (FdRef::Object(_) | FdRef::Mapping { .. }, _) => {
                     return Err(Failure::corrupt(format!("{wanted:?} is not in the image")));
                 }
             };

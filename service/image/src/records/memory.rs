@@ -96,6 +96,13 @@ pub enum MappingKind {
         /// Which part of it: IORING_OFF_SQ_RING, IORING_OFF_CQ_RING or IORING_OFF_SQES.
         offset: u64,
     },
+    /// The ring of a context of kernel AIO (io_setup(2)).
+    Aio {
+        /// How many events the context was asked for; 0: there is none, only the memory of one, inherited by fork(2).
+        events: u32,
+        /// The bytes of the whole mapping.
+        content: Vec<u8>,
+    },
 }
 
 /// Per-mapping flags (VmFlags of /proc/PID/smaps).

@@ -24,6 +24,8 @@ pub enum Class {
     Gate,
     /// A ring of io_uring(7).
     Ring,
+    /// The ring of a context of kernel AIO.
+    Aio,
 }
 
 /// What made a shared memory object.
@@ -107,11 +109,7 @@ fn by_path(mapping: &Mapping, path: &Path, deleted: bool, shm_dev: (u32, u32)) -
     let internal = deleted && (mapping.dev == shm_dev || huge);
     match text {
         b"anon_inode:[io_uring]" if mapping.shared => Ok(Class::Ring),
-        b"/[aio]" => refuse(
-            "aio",
-            "it is a ring of io_setup(2), whose kernel side cannot be captured",
-            "run the program without kernel AIO: SystemCallFilter=~io_setup:ENOSYS in its unit, if it can do without",
-        ),
+        b"/[aio]" if mapping.shared => Ok(Class::Aio),
         b"/secretmem" => refuse(
             "secret-memory",
             "it is memory of memfd_secret(2), which nobody else can read",
@@ -255,7 +253,7 @@ mod tests {
             ("rw-s", "anon_inode:[io_uring]", "rd mm", Ok(Class::Ring)),
             ("rw-s", "anon_inode:[perf_event]", "rd", Err("special-mapping")),
             ("rw-s", "socket:[123]", "rd", Err("special-mapping")),
-            ("rw-s", "/[aio] (deleted)", "rd", Err("aio")),
+            ("rw-s", "/[aio] (deleted)", "rd", Ok(Class::Aio)),
             ("rw-s", "/secretmem (deleted)", "rd", Err("secret-memory")),
             ("rw-s", "/drm mm object (deleted)", "rd", Err("special-mapping")),
             ("rw-s", "/dev/dri/card0", "rd pf io", Err("device-mapping")),

@@ -15,6 +15,7 @@ mod classify;
 mod contents;
 mod copy;
 mod files;
+mod kept;
 mod later;
 mod plan;
 mod space;
@@ -26,6 +27,7 @@ use std::time::Instant;
 
 use ckpt_image::Container;
 use ckpt_image::records::{DescriptionId, FileId, UnitIndex};
+use ckpt_sys::VirtAddr;
 use ckpt_sys::arena::Arena;
 use ckpt_sys::inject::FrozenCopy;
 
@@ -36,7 +38,7 @@ use crate::track::{Chain, Identity};
 use crate::{Error, Problem};
 
 pub use classify::{Class, ObjectClass, Refusal, classify};
-pub use plan::{Plan, Survey, available, survey};
+pub use plan::{Plan, Survey, available, is_aio, survey};
 pub use space::{Before, Looked, SpaceInput};
 pub use write::Copied;
 
@@ -174,6 +176,8 @@ pub struct Capture {
     before: Before,
     /// Rings of io_uring(7), by inode.
     rings: HashMap<u64, DescriptionId>,
+    /// Contexts of kernel AIO in which nothing is under way, by process and the address of the ring: events asked for.
+    contexts: HashMap<(i32, VirtAddr), u32>,
     /// Bytes of each process's own, as they were then.
     own: HashMap<i32, u64>,
     problems: Vec<Problem>,
@@ -193,6 +197,11 @@ impl Capture {
     /// The rings of io_uring(7) that were captured, by inode: they have the content of their mappings.
     pub fn know_rings(&mut self, rings: HashMap<u64, DescriptionId>) {
         self.rings = rings;
+    }
+
+    /// The contexts of kernel AIO that are quiet, by process and the address of the ring: how many events each was asked for.
+    pub fn know_contexts(&mut self, contexts: HashMap<(i32, VirtAddr), u32>) {
+        self.contexts = contexts;
     }
 
     /// Bytes that [`Capture::copy`] will copy.

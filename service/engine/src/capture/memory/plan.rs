@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 
 use super::files::{is_refused_device, map_files};
-use super::{Before, Capture, Class, Member, MemoryError, classify};
+use super::{Before, Capture, Class, Member, MemoryError, Refusal, classify};
 use crate::Problem;
+use crate::kinds::aio;
 use crate::track::is_watched;
 
 /// What a look at running members told.
@@ -61,6 +62,7 @@ fn look(
             None
         }
         Ok(Class::File) => is_refused_device(member, mapping),
+        Ok(Class::Aio) => unseen(member, mapping),
         Ok(_) => None,
         Err(refusal) => Some(refusal),
     };
@@ -78,6 +80,19 @@ fn look(
 fn is_ring(mapping: &Mapping) -> bool {
     use ckpt_sys::maps::MapName;
     matches!(&mapping.name, MapName::File { path, .. } if crate::kinds::is_ring(path))
+}
+
+/// Whether a mapping is the ring of a context of kernel AIO.
+pub fn is_aio(mapping: &Mapping) -> bool {
+    use ckpt_sys::maps::MapName;
+    matches!(&mapping.name, MapName::File { path, .. } if aio::is_context(path))
+}
+
+/// Why the context of a ring cannot be captured whatever it does.
+fn unseen(member: &Member<'_>, mapping: &Mapping) -> Option<Refusal> {
+    let look = aio::look(Pid::from_raw(member.tid), mapping.range.start);
+    let refusal = Refusal { code: aio::CODE, text: aio::UNSEEN, remedy: aio::WITHOUT };
+    matches!(look, Ok(aio::Look::Unseen)).then_some(refusal)
 }
 
 /// A mapping as problems name it.
@@ -147,8 +162,17 @@ impl Plan {
 
     /// Processes that have a ring of io_uring(7) mapped.
     pub fn with_rings(&self) -> Vec<i32> {
-        let rings = |mappings: &Vec<Mapping>| mappings.iter().any(is_ring);
-        self.survey.mappings.iter().filter(|(_, mappings)| rings(mappings)).map(|(pid, _)| *pid).collect()
+        self.with(is_ring)
+    }
+
+    /// Processes that have the ring of a context of kernel AIO mapped.
+    pub fn with_contexts(&self) -> Vec<i32> {
+        self.with(is_aio)
+    }
+
+    fn with(&self, is_one: impl Fn(&Mapping) -> bool) -> Vec<i32> {
+        let with = |mappings: &Vec<Mapping>| mappings.iter().any(&is_one);
+        self.survey.mappings.iter().filter(|(_, mappings)| with(mappings)).map(|(pid, _)| *pid).collect()
     }
 
     /// What cannot be captured.
@@ -173,6 +197,7 @@ impl Plan {
             known: HashMap::new(),
             before: Before { mappings: self.survey.mappings, shm_dev: self.shm_dev },
             rings: HashMap::new(),
+            contexts: HashMap::new(),
             own: self.survey.own,
             problems: Vec::new(),
         }

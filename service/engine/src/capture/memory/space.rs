@@ -8,16 +8,18 @@ use ckpt_image::records::{MappingKind, MappingRecord, SpaceId, SpaceRecord};
 use ckpt_sys::maps::{Details, MapName, Mapping, read_maps, read_smaps};
 use ckpt_sys::pagemap::{Census, Found, Pagemap, Span, Tracked, Wanted};
 use ckpt_sys::{AddrRange, VirtAddr};
-use ckpt_sys::{gather::gather, inject};
+use ckpt_sys::inject;
 use nix::unistd::Pid;
 
 use super::classify::record_flags;
 use super::copy::{Piece, Source};
+use super::kept::{context_content, gate_content, is_nameless_gate};
 use super::plan::describe;
 use super::{Capture, Class, Member, MemoryError, ObjectClass, PAGE, Refusal, Told, classify};
 use crate::capture::members::SpaceFacts;
 use crate::capture::precopy::Early;
 use crate::capture::{Files, Objects};
+use crate::kinds::aio;
 use crate::track::{Cursor, Watch, is_watched};
 
 const WITHOUT_DESCRIPTOR: Refusal = Refusal {
@@ -25,6 +27,7 @@ const WITHOUT_DESCRIPTOR: Refusal = Refusal {
     text: "it is memory of a ring of io_uring(7) that no process of the group has open",
     remedy: "configure the application not to use io_uring",
 };
+const WHILE_IT_BEGAN: Refusal = Refusal { code: aio::CODE, text: aio::YOUNG, remedy: aio::AGAIN };
 /// Bytes of a mapping from which on a look at its pages is not worth taking where the kernel can tell which were written.
 const LARGE: u64 = 1 << 20;
 const MCL_FUTURE: u32 = 2;
@@ -199,6 +202,15 @@ impl Capture {
                     return Ok(None);
                 }
             },
+            Ok(Class::Aio) => match self.contexts.get(&(member.pid, mapping.range.start)) {
+                Some(events) => {
+                    MappingKind::Aio { events: *events, content: context_content(member, mapping, *events)? }
+                }
+                None => {
+                    self.problems.push(member.problem(describe(mapping), WHILE_IT_BEGAN));
+                    return Ok(None);
+                }
+            },
             Ok(Class::Gate) => MappingKind::Gate { content: gate_content(member, mapping)? },
             Ok(Class::Object(ObjectClass::Anonymous)) if is_nameless_gate(member, mapping) => {
                 MappingKind::Gate { content: gate_content(member, mapping)? }
@@ -263,7 +275,7 @@ fn wanted(mapping: &Mapping, class: Result<Class, Refusal>) -> Option<Wanted> {
         _ if mapping.shared => None,
         Class::Vsyscall | Class::Vdso | Class::Vvar => None,
         Class::Anonymous => Some(Wanted::Own),
-        Class::File | Class::Object(_) | Class::Gate | Class::Ring => Some(Wanted::OwnOrZero),
+        Class::File | Class::Object(_) | Class::Gate | Class::Ring | Class::Aio => Some(Wanted::OwnOrZero),
     }
 }
 
@@ -347,29 +359,6 @@ fn is_runner(tid: Pid, mapping: &Mapping) -> bool {
     flags.is_some_and(|flags| flags.has(b"dd") && flags.has(b"dc")) && inject::is_area(tid, mapping.range)
 }
 
-/// Whether shared memory without a name is the preload library's table: it has no memfd under a seccomp filter.
-fn is_nameless_gate(member: &Member<'_>, mapping: &Mapping) -> bool {
-    if !mapping.shared || mapping.offset != 0 || mapping.range.len() != ckpt_wire::SIZE as u64 {
-        return false;
-    }
-    let head = gate_head(member, mapping, ckpt_wire::HEADER);
-    head.is_ok_and(|head| head.as_slice().try_into().is_ok_and(ckpt_wire::is_head))
-}
-
-/// The preload library's table, as far as it was ever used.
-fn gate_content(member: &Member<'_>, mapping: &Mapping) -> Result<Vec<u8>, MemoryError> {
-    let head = gate_head(member, mapping, ckpt_wire::HEADER)?;
-    gate_head(member, mapping, head.as_slice().try_into().map_or(0, ckpt_wire::used_bytes))
-}
-
-/// The first `len` bytes of a mapping, or all of it.
-fn gate_head(member: &Member<'_>, mapping: &Mapping, len: usize) -> Result<Vec<u8>, MemoryError> {
-    let mut head = vec![0; (mapping.range.len() as usize).min(len)];
-    let range = AddrRange::new(mapping.range.start, head.len() as u64);
-    gather(Pid::from_raw(member.tid), &[range], &mut head)?;
-    Ok(head)
-}
-
 /// The kernel tells nobody whether mlockall(MCL_FUTURE) is set; if every mapping is locked it was called.
 fn mlock_future(mappings: &[MappingRecord]) -> u32 {
     let mut ordinary = mappings
@@ -377,7 +366,11 @@ fn mlock_future(mappings: &[MappingRecord]) -> u32 {
         .filter(|m| {
             !matches!(
                 m.kind,
-                MappingKind::Vdso | MappingKind::Vvar | MappingKind::Gate { .. } | MappingKind::Ring { .. }
+                MappingKind::Vdso
+                    | MappingKind::Vvar
+                    | MappingKind::Gate { .. }
+                    | MappingKind::Ring { .. }
+                    | MappingKind::Aio { .. }
             )
         })
         .peekable();

@@ -75,14 +75,17 @@ pub(super) fn map(
     script: &mut Script,
 ) {
     let (fd, offset) = match mapping.kind {
-        MappingKind::Vdso | MappingKind::Vvar | MappingKind::Ring { .. } => return,
+        MappingKind::Vdso | MappingKind::Vvar => return,
+        MappingKind::Ring { .. } | MappingKind::Aio { events: 1.., .. } => return,
         MappingKind::Object { object, .. } if segment(objects, object).is_some() => return,
         MappingKind::Anonymous => (v(u64::MAX), 0),
         MappingKind::File { file, offset, may_write } => {
             (Arg::Fd(FdRef::File { file, write: mapping.shared && may_write }), offset)
         }
         MappingKind::Object { object, offset } => (Arg::Fd(FdRef::Object(object)), offset),
-        MappingKind::Gate { .. } => (Arg::Fd(FdRef::Gate { space: space.id.0, start: mapping.start }), 0),
+        MappingKind::Gate { .. } | MappingKind::Aio { .. } => {
+            (Arg::Fd(FdRef::Mapping { space: space.id.0, start: mapping.start }), 0)
+        }
     };
     let flags = mapping.flags;
     let mut how = libc::MAP_FIXED;
@@ -129,7 +132,8 @@ pub(super) fn finish(mapping: &MappingRecord, filled: bool, script: &mut Script)
     }
     let (start, len) = (mapping.start, mapping.end - mapping.start);
     let by_shmat = matches!(mapping.kind, MappingKind::Object { .. }) && mapping.shared;
-    if by_shmat || (filled && mapping.prot != (libc::PROT_READ | libc::PROT_WRITE) as u32) {
+    let by_kernel = matches!(mapping.kind, MappingKind::Aio { .. });
+    if by_shmat || ((filled || by_kernel) && mapping.prot != (libc::PROT_READ | libc::PROT_WRITE) as u32) {
         script.must(libc::SYS_mprotect, [v(start), v(len), v(u64::from(mapping.prot)), v(0), v(0), v(0)]);
     }
     let flags = mapping.flags;

@@ -4,7 +4,7 @@
 //!  munmap    all but the runner, the kernel's pages (vvar, vDSO), and what of its maker's memory is its own too (heritage)
 //!  mremap    vvar and vDSO to their old places
 //!  prctl     PR_SET_MM_MAP: addresses, auxiliary vector, executable (refused while the old executable is mapped)
-//!  mmap      rings of io_uring(7), into the one place that is free meanwhile
+//!  mmap      rings of io_uring(7) and contexts of kernel AIO, into the one place that is free meanwhile
 //!  shmat     System V segments, cut to what was still attached
 //!  mmap      every mapping, writable if it has pages to fill
 //!  preadv    pages from the file `pages`, as many places as fit into one call
@@ -13,6 +13,7 @@
 //! ```
 //! [`script`] is a pure function of the record and the page index; [`Script::run`] drives it through a [`Member`](super::Member).
 
+mod contexts;
 mod fill;
 mod ground;
 mod heritage;
@@ -85,8 +86,9 @@ pub enum FdRef {
     Object(ObjectId),
     /// A ring of io_uring(7).
     Ring(DescriptionId),
-    /// The table of the preload library that lay at this address of this space, O_RDWR.
-    Gate {
+    /// What the record of the mapping that lay at this address of this space holds, O_RDWR: the table of the preload library, the ring of a
+    /// context of kernel AIO.
+    Mapping {
         /// Index of the space.
         space: u32,
         /// Address of the mapping.
@@ -164,6 +166,7 @@ pub fn script_with(
     ground.place(space, &mut script)?;
     set_mm_map(space, &mut script);
     rings::map(space, ground, kept.iter().flatten().copied(), &mut script);
+    space.mappings.iter().for_each(|mapping| contexts::wind(space.id, mapping, &mut script));
     maps::attach_segments(space, objects, &mut script)?;
     let mut filled: Vec<Vec<ckpt_image::Run>> =
         space.mappings.iter().map(|mapping| fill::runs(space.id, mapping, pages)).collect();
