@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ckpt_tests::system::{must, run};
 
-use crate::fixture::Group;
+use crate::fixture::{Group, victim_program};
 use crate::runner::{Test, skip, test};
 
 const TRACKERS: [&str; 4] = ["wp-async", "soft-dirty", "write-protect", "none"];
@@ -17,6 +17,8 @@ pub(crate) fn tests() -> Vec<Test> {
         tests.push(test(&name, move |name| a_random_walk_comes_back(name, tracker)).limit(240));
         let name = format!("incremental-small-{tracker}");
         tests.push(test(&name, move |name| what_is_idle_is_not_stored(name, tracker)));
+        let name = format!("incremental-aio-{tracker}");
+        tests.push(test(&name, move |name| requests_are_made_once(name, tracker)));
     }
     tests.push(test("incremental-asked-for", an_incremental_needs_a_parent));
     tests.push(test("incremental-daemon-restart", a_full_follows_the_daemons_restart));
@@ -98,6 +100,22 @@ fn what_is_idle_is_not_stored(name: &str, tracker: &str) {
     group.kill();
     group.restore_id(small["id"].as_str().expect("an id"));
     assert_eq!(victim.ask(), 0);
+}
+
+/// Requests of kernel AIO that are under way at any moment are made once, whatever watches the memory they write to.
+fn requests_are_made_once(name: &str, tracker: &str) {
+    let group = group(name, tracker);
+    let victims = ["written_without_pause", "read_past_the_cache", "contexts"];
+    let victims = victims.map(|case| group.victim_at(case, &victim_program("case-aio"), case, ""));
+    skip_without(&group, tracker);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(100));
+        let made = group.checkpoint(&[]);
+        assert_eq!(made["kind"], "incremental", "{made}");
+    }
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
 }
 
 /// `mode=incremental` without anything to rest on is refused, with what to do; after a restore the next is a full by itself.
