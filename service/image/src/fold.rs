@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use crate::chain::{self, Merged};
 use crate::frame::create;
 use crate::pages::header_block;
-use crate::reader::Pages;
+use crate::pages_file::Pages;
 use crate::{
     Container, ContainerIndex, Digest, Extent, INDEX_FILE, ImageError, PAGE_SIZE, PAGES_FILE, PageIndex,
     PagesSummary, Result, Store,

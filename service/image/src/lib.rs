@@ -19,6 +19,7 @@ mod manifest;
 mod pack;
 mod page_map;
 mod pages;
+mod pages_file;
 mod reader;
 pub mod records;
 mod state;

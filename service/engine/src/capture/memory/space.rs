@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use ckpt_image::Container;
 use ckpt_image::records::{MappingKind, MappingRecord, SpaceId, SpaceRecord};
+use ckpt_sys::inject;
 use ckpt_sys::maps::{Details, MapName, Mapping, read_maps, read_smaps};
 use ckpt_sys::pagemap::{Census, Found, Pagemap, Span, Tracked, Wanted};
 use ckpt_sys::{AddrRange, VirtAddr};
-use ckpt_sys::inject;
 use nix::unistd::Pid;
 
 use super::classify::record_flags;
