@@ -68,7 +68,7 @@ pub struct Precopy {
     pub spaces: HashMap<SpaceKey, Early>,
     /// Bytes that the last round found written: about what is left for the window.
     pub rest: u64,
-    /// The group writes faster than it is copied.
+    /// What is to be copied is left for frozen copies: the group writes faster than it is copied, or its tracker knows no rounds.
     pub diverges: bool,
     /// How fast memory was read.
     pub speed: Speed,
@@ -121,6 +121,7 @@ impl Precopy {
     /// Errors: NoSpace, Canceled, Io.
     pub fn run(&mut self, chain: &mut Chain, job: &dyn Job) -> Result<(), Error> {
         if !chain.tracker.is_live() {
+            self.diverges = chain.parent.is_none();
             return Ok(());
         }
         self.direct = chain.spaces.keys().filter(|key| writes_directly(key.pid())).cloned().collect();

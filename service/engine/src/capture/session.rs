@@ -217,10 +217,7 @@ impl Capture {
         time.lap("contents");
         let people = settle_ids(people, &mut self.units);
         in_time(group, deadline)?;
-        if chain.tracker.is_live() {
-            frozen_copies::make(&mut memory, members, &people, &self.units, speed, deadline)
-                .map_err(failed)?;
-        }
+        frozen_copies::make(&mut memory, members, &people, &self.units, speed, deadline).map_err(failed)?;
         time.lap("copies");
         let until = std::time::Instant::now() + deadline.left();
         let copied = memory.copy(Some(until)).map_err(|e| e.for_group(group))?;

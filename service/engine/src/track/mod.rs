@@ -99,9 +99,6 @@ pub trait Watch: Send + Debug {
     fn written(&mut self, _mapping: &Mapping) -> u64 {
         0
     }
-
-    /// Puts right what the tracker changed in what the kernel shows of a mapping (its protection), so that it is what the application made.
-    fn as_made(&self, _mapping: &mut Mapping) {}
 }
 
 /// The tracker that a group asks for; with `auto` the best that this machine has. Found by trying, not by the kernel's version.

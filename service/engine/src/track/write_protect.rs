@@ -13,6 +13,9 @@ use nix::unistd::Pid;
 
 use super::{NewWatch, Tracker, Watch};
 
+/// Bytes: see [`joined`].
+const NEAR: u64 = 64 << 12;
+
 /// The tracker.
 #[derive(Debug)]
 pub(super) struct WriteProtect;
@@ -69,13 +72,17 @@ impl Watch for Space {
             Some(pagemap) => pagemap,
             none => none.insert(Pagemap::open(self.pid)?),
         };
-        let mut all = Found::default();
-        pagemap.scan(mapping.range, wanted, &mut all)?;
-        let clean = common(&all.pages, &self.clean);
-        found.written.extend(without(&all.pages, &clean));
+        // What is closed still is there as it was: only the rest is looked at, which takes long where there is much memory.
+        let clean = common(&[mapping.range], &self.clean);
+        let mut looked_at = Found::default();
+        for part in joined(mapping.range.without(&clean)) {
+            pagemap.scan(part, wanted, &mut looked_at)?;
+        }
+        let written = without(&looked_at.pages, &clean);
+        self.own.extend(both(&written, &clean));
+        found.written.extend(written);
         found.clean.extend(clean);
-        found.guards.append(&mut all.guards);
-        self.own.append(&mut all.pages);
+        found.guards.append(&mut looked_at.guards);
         self.mappings.push(mapping.clone());
         Ok(())
     }
@@ -105,9 +112,33 @@ fn common(one: &[AddrRange], other: &[AddrRange]) -> Vec<AddrRange> {
     both
 }
 
-/// What of an ascending list is not in a part of it.
+/// What of an ascending list is not in another.
 fn without(all: &[AddrRange], part: &[AddrRange]) -> Vec<AddrRange> {
-    all.iter().flat_map(|range| range.without(part)).collect()
+    let rest = |range: &AddrRange| {
+        let first = part.partition_point(|other| other.end <= range.start);
+        let end = part.partition_point(|other| other.start < range.end);
+        range.without(part.get(first..end).unwrap_or_default())
+    };
+    all.iter().flat_map(rest).collect()
+}
+
+/// Two ascending lists that have nothing in common as one.
+fn both(one: &[AddrRange], other: &[AddrRange]) -> Vec<AddrRange> {
+    let mut all = [one, other].concat();
+    all.sort_unstable_by_key(|range| range.start);
+    all
+}
+
+/// Ascending ranges, those as one that lie near each other: a look at some pages more takes less than another look.
+fn joined(ranges: Vec<AddrRange>) -> Vec<AddrRange> {
+    let mut all: Vec<AddrRange> = Vec::new();
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if range.start.0 - last.end.0 < NEAR => last.end = range.end,
+            _ => all.push(range),
+        }
+    }
+    all
 }
 
 #[cfg(test)]
@@ -128,5 +159,14 @@ mod tests {
         assert_eq!(without(&all, &clean), ranges(&[(2, 4), (8, 9), (10, 12), (14, 15)]));
         assert_eq!(without(&all, &[]), all);
         assert!(without(&all, &all).is_empty() && common(&all, &[]).is_empty());
+        assert_eq!(both(&without(&all, &clean), &clean).iter().map(AddrRange::len).sum::<u64>(), 16);
+    }
+
+    #[test]
+    fn what_lies_near_is_looked_at_at_once() {
+        let far = NEAR + 20;
+        assert_eq!(joined(ranges(&[(1, 5), (9, 30), (far, far + 1)])), ranges(&[(1, far + 1)]));
+        assert_eq!(joined(ranges(&[(1, 5), (far, far + 1)])), ranges(&[(1, 5), (far, far + 1)]));
+        assert!(joined(Vec::new()).is_empty());
     }
 }

@@ -93,10 +93,7 @@ impl Before {
             Some(watch) => watch.look(&spans).map(|()| Census::default())?,
             None => Pagemap::open(pid)?.census(&spans)?,
         };
-        let with_pages = |mut mapping: Mapping| {
-            if let Some(watch) = &watch {
-                watch.as_made(&mut mapping);
-            }
+        let with_pages = |mapping: Mapping| {
             let class = classify(&mapping, self.shm_dev, || is_watched(pid.as_raw()));
             let mut found = Tracked::default();
             match (wanted(&mapping, class), &mut watch) {
