@@ -4,6 +4,7 @@
 //! request   nlmsghdr 16 │ family u8 protocol u8 pad u16 │ states u32 │ ino u32 │ show u32 │ cookie 2×u32
 //! answer    nlmsghdr 16 │ family u8 type u8 state u8 pad u8 │ ino u32 │ cookie 2×u32 │ attributes (len u16, type u16, data, pad to 4) …
 //! ```
+//! Read here, unlike what `tcp_diag` asks for: of a socket's node in the file system netlink-packet-sock-diag (0.5) gives neither number out.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
