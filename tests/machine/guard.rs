@@ -10,6 +10,7 @@ use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
 use crate::cgroup::Cgroup;
 use crate::disk;
 use crate::error::{Context, Result};
+use crate::huge_pages;
 
 /// The driver's end of the guard: dropping it, or dying, starts the cleaning.
 pub(crate) struct Guard {
@@ -21,6 +22,7 @@ impl Guard {
     /// Starts the guard for the machine in `cgroup`.
     pub(crate) fn start(cgroup: &Cgroup) -> Result<Self> {
         let (read, write) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).of("make a pipe")?;
+        huge_pages::lend();
         // SAFETY: this process has one thread.
         match unsafe { fork() }.of("fork the guard")? {
             ForkResult::Child => {
@@ -64,6 +66,7 @@ fn watch(lifeline: OwnedFd, cgroup: &Cgroup) -> ! {
     if let Err(e) = cgroup.destroy() {
         eprintln!("machine: {e}");
     }
+    huge_pages::take_back();
     if let Some(number) = said.first_chunk::<4>() {
         disk::wait_detached(u32::from_le_bytes(*number));
     }

@@ -17,6 +17,7 @@ mod driver;
 mod enter;
 mod error;
 mod guard;
+mod huge_pages;
 mod mounts;
 
 use std::path::PathBuf;

@@ -679,10 +679,51 @@ CASE(huge_shared)
 	if (shared == MAP_FAILED)
 		cannot("no huge pages");
 	shared[0] = 1;
+	strcpy((char *)shared + (3 << 20), "in the second");
 	struct child child = spawn(NULL, shared_value);
 	restored();
+	holds(!strcmp((char *)shared + (3 << 20), "in the second") && has_flag((char *)shared, "ht"));
+	same(shared[1], 0);
 	shared[0] = 2;
 	same(ask(child), 2);
+}
+
+CASE(huge_memfd)
+{
+	char text[8] = "";
+	struct stat st;
+	int fd = syscall(SYS_memfd_create, "huge", 0x7 /* CLOEXEC, ALLOW_SEALING, HUGETLB */);
+	if (fd < 0 || ftruncate(fd, 4 << 20))
+		cannot("no huge pages");
+	shared = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (shared == MAP_FAILED)
+		cannot("no huge pages");
+	shared[0] = 1;
+	strcpy((char *)shared + (3 << 20), "second");
+	must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
+	struct child child = spawn(NULL, shared_value);
+	restored();
+	holds(!strcmp((char *)shared + (3 << 20), "second") && has_flag((char *)shared, "ht"));
+	same(pread(fd, text, 6, 3 << 20), 6);
+	holds(!strcmp(text, "second"));
+	same(fcntl(fd, F_GET_SEALS), F_SEAL_SHRINK);
+	must(fstat(fd, &st));
+	same(st.st_size, 4 << 20);
+	same(st.st_blksize, 2 << 20);
+	shared[0] = 2;
+	same(ask(child), 2);
+}
+
+REFUSED(huge_segment, "hugetlb-shared")
+{
+	int id = shmget(IPC_PRIVATE, 2 << 20, IPC_CREAT | SHM_HUGETLB | 0600);
+	if (id < 0)
+		cannot("no huge pages");
+	char *at = shmat(id, NULL, 0);
+	must(shmctl(id, IPC_RMID, NULL));
+	if (at == MAP_FAILED)
+		cannot("no huge pages");
+	restored();
 }
 
 CASE(sealed_mapping)

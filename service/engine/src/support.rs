@@ -196,7 +196,15 @@ const MEMORY: &[Row] = &[
     ),
     restored("System V message queue", "id, key, owner, limit, messages, waiting processes"),
     restored("System V segment that nobody is attached to", ""),
-    refused("huge pages that are shared (hugetlbfs)", "hugetlb-shared", ""),
+    restored(
+        "huge pages (hugetlbfs): private, shared anonymous, memfd",
+        "out of the pool of the machine that restores (vm.nr_hugepages)",
+    ),
+    refused(
+        "huge pages of System V segments, of unlinked files, and private mappings of a memfd of them",
+        "hugetlb-shared",
+        "",
+    ),
     refused("memfd_secret", "secret-memory", ""),
     refused("shadow stack", "shadow-stack", ""),
     refused("protection key", "protection-key", ""),

@@ -25,12 +25,19 @@ fn open_mapped(start: *mut libc::c_void, len: usize, write: bool) -> Result<File
         .map_err(|e| Error::io("open", path, &e))
 }
 
-/// Shared anonymous memory of `len` bytes (a multiple of 4,096) with a descriptor: members that map it have what
-/// mmap(MAP_SHARED | MAP_ANONYMOUS) makes. It lives as long as a descriptor or a mapping of it.
-pub fn anonymous(len: u64) -> Result<File> {
+/// Shared anonymous memory of `len` bytes with a descriptor: members that map it have what mmap(MAP_SHARED | MAP_ANONYMOUS) makes. It lives
+/// as long as a descriptor or a mapping of it. `huge`: the size of its pages where hugetlbfs has them, else 0; `len` is a multiple of it, or of
+/// 4,096.
+///
+/// Errors: ENOMEM where there are not as many huge pages.
+pub fn anonymous(len: u64, huge: u64) -> Result<File> {
     let len = len as usize;
     let prot = libc::PROT_READ | libc::PROT_WRITE;
-    let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let pages = match huge {
+        0 => libc::MAP_NORESERVE,
+        size => libc::MAP_HUGETLB | (size.trailing_zeros() as i32) << libc::MAP_HUGE_SHIFT,
+    };
+    let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS | pages;
     // SAFETY: a new mapping at an address that the kernel chooses touches nothing of ours.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, kind, -1, 0) };
     if start == libc::MAP_FAILED {
@@ -40,6 +47,49 @@ pub fn anonymous(len: u64) -> Result<File> {
     // SAFETY: the mapping just made, to which nothing refers.
     unsafe { libc::munmap(start, len) };
     file
+}
+
+/// A file of hugetlbfs, mapped to be written: write(2) is not to be had there.
+#[derive(Debug)]
+pub struct Written {
+    start: std::ptr::NonNull<u8>,
+    len: usize,
+}
+
+impl Written {
+    /// Maps the first `len` bytes, a multiple of the file's page size. All pages are reserved, so none is missing later.
+    ///
+    /// Errors: ENOMEM where there are not as many.
+    pub fn map(file: &File, len: u64) -> Result<Self> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(file);
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, libc::MAP_SHARED, fd, 0) };
+        match std::ptr::NonNull::new(start.cast()) {
+            Some(at) if start != libc::MAP_FAILED => Ok(Self { start: at, len: len as usize }),
+            _ => Err(fail("mmap of huge pages")),
+        }
+    }
+
+    /// Writes bytes at an offset.
+    ///
+    /// # Panics
+    /// If they do not lie inside.
+    pub fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let offset = offset as usize;
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "outside of the mapping");
+        // SAFETY: inside of the mapping, as just checked, which is ours alone and does not overlap `bytes`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.as_ptr().add(offset), bytes.len());
+        }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in map(), to which nothing refers any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
 }
 
 /// Bit of a segment's mode: it is locked into memory, by shmctl(2) with this command.
@@ -167,7 +217,7 @@ mod tests {
 
     #[test]
     fn anonymous_shared_memory_has_a_descriptor() {
-        let file = anonymous(8192).unwrap();
+        let file = anonymous(8192, 0).unwrap();
         file.write_all_at(b"there", 5000).unwrap();
         let link = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
         assert_eq!(link.unwrap().to_str(), Some("/dev/zero (deleted)"));

@@ -16,13 +16,8 @@ use super::{Error, Refusal};
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
     let stat = &found.stat;
     // A memfd of ordinary pages tells large blocks too where huge pages are used for it by themselves.
-    if stat.st_blksize > 4096 && fstatfs(found.fd()).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC) {
-        return Err(Refusal::new(
-            "hugetlb-shared",
-            "it is shared memory in huge pages of hugetlbfs",
-            "use transparent huge pages (madvise(2), MADV_HUGEPAGE) instead",
-        ));
-    }
+    let is_huge =
+        stat.st_blksize > 4096 && fstatfs(found.fd()).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC);
     let path_only = found.info.flags & libc::O_PATH as u32 != 0;
     let seals = if path_only { 0 } else { fcntl(found.fd(), FcntlArg::F_GET_SEALS).unwrap_or(0) };
     let (path, _) = file::path_of(&found.link);
@@ -31,7 +26,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         seals: seals as u32,
         mode: stat.st_mode,
         owner: (stat.st_uid, stat.st_gid),
-        hugetlb: 0,
+        hugetlb: if is_huge { stat.st_blksize as u64 } else { 0 },
     };
     let object = cx.objects.record((stat.st_dev, stat.st_ino), stat.st_size as u64, kind);
     if !path_only {

@@ -9,8 +9,9 @@ use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 
 use ckpt_image::records::{GroupImage, MappingKind, ObjectId, ObjectKind, ObjectRecord, UnitIndex};
 use ckpt_image::{Container, PAGE_SIZE, PageReader, Place};
-use ckpt_sys::shared::{Segment, anonymous};
+use ckpt_sys::shared::{Segment, Written, anonymous};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::memory::FdRef;
@@ -41,7 +42,7 @@ impl Contents {
         let mut contents = Self::default();
         for record in &image.objects {
             let file = object(record, within).map_err(|e| e.of_object(name(record)))?;
-            fill(&file, Container::Object(record.id), record.size, pages)?;
+            fill_object(&file, record, pages).map_err(|e| e.of_object(name(record)))?;
             seal(&file, record, false).map_err(|e| e.of_object(name(record)))?;
             contents.objects.insert(record.id, file);
         }
@@ -101,6 +102,7 @@ impl Contents {
 fn name(record: &ObjectRecord) -> String {
     match &record.kind {
         ObjectKind::Anonymous => "shared memory".into(),
+        ObjectKind::AnonymousHuge { .. } => "shared memory in huge pages".into(),
         ObjectKind::Memfd { name, .. } => format!("memfd {}", String::from_utf8_lossy(name)),
         ObjectKind::SysvShm { shmid, .. } => format!("System V segment {shmid}"),
     }
@@ -113,12 +115,12 @@ fn io(what: &str) -> impl FnOnce(std::io::Error) -> Failure + use<> {
 
 fn object(record: &ObjectRecord, within: Within<'_>) -> Result<File, Failure> {
     match &record.kind {
-        ObjectKind::Anonymous => Ok(anonymous(record.size.next_multiple_of(PAGE_SIZE))?),
+        ObjectKind::Anonymous => Ok(anonymous(record.size.next_multiple_of(PAGE_SIZE), 0)?),
+        ObjectKind::AnonymousHuge { page } => {
+            anonymous(record.size, *page).map_err(|e| too_few(e, record.size, *page))
+        }
         ObjectKind::Memfd { name, mode, owner, hugetlb, .. } => {
-            if *hugetlb != 0 {
-                return Err(Failure::unsupported("a memfd of huge pages cannot be made again"));
-            }
-            let file = memfd(name)?;
+            let file = memfd(name, *hugetlb)?;
             file.set_len(record.size).map_err(io("ftruncate"))?;
             fchown(&file, Some(owner.0), Some(owner.1)).map_err(io("fchown"))?;
             file.set_permissions(Permissions::from_mode(mode & 0o7777)).map_err(io("fchmod"))?;
@@ -141,9 +143,22 @@ fn segment(record: &ObjectRecord) -> Option<Segment> {
     }
 }
 
-fn memfd(name: &[u8]) -> Result<File, Failure> {
+/// Huge pages come from a pool that the administrator has set up.
+fn too_few(e: ckpt_sys::Error, bytes: u64, page: u64) -> Failure {
+    let (needed, kib) = (bytes / page.max(1), page >> 10);
+    Failure::not_restorable(format!(
+        "{needed} huge pages of {kib} KiB are needed (sysctl vm.nr_hugepages): {e}"
+    ))
+}
+
+/// `hugetlb`: the size of its pages in bytes, where they are huge.
+fn memfd(name: &[u8], hugetlb: u64) -> Result<File, Failure> {
     let name = CString::new(name).map_err(|_| Failure::corrupt("a memfd has a zero byte in its name"))?;
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    if hugetlb != 0 {
+        flags |= MFdFlags::MFD_HUGETLB;
+        flags |= MFdFlags::from_bits_retain(hugetlb.trailing_zeros() << libc::MFD_HUGE_SHIFT);
+    }
     let fd = memfd_create(name.as_c_str(), flags)
         .map_err(|e| Failure::not_restorable(format!("memfd_create: {e}")))?;
     Ok(fd.into())
@@ -166,7 +181,7 @@ fn seal(file: &File, record: &ObjectRecord, late: bool) -> Result<(), Failure> {
 
 /// A member's table, as it was but with its gate open: whoever closed it is not closing it now.
 fn gate(content: &[u8], len: u64) -> Result<File, Failure> {
-    let file = memfd(ckpt_wire::NAME.to_bytes())?;
+    let file = memfd(ckpt_wire::NAME.to_bytes(), 0)?;
     file.set_len(len).map_err(io("ftruncate"))?;
     file.write_all_at(&content[..content.len().min(len as usize)], 0).map_err(io("write"))?;
     file.write_all_at(&ckpt_wire::OPEN.to_le_bytes(), ckpt_wire::GATE_WORD as u64).map_err(io("write"))?;
@@ -181,13 +196,41 @@ fn context(content: &[u8], id: u32) -> Result<File, Failure> {
     if let Some(place) = content.get_mut(ckpt_sys::aio::ID) {
         place.copy_from_slice(&id.to_le_bytes());
     }
-    let file = memfd(b"ckpt-aio")?;
+    let file = memfd(b"ckpt-aio", 0)?;
     file.write_all_at(&content, 0).map_err(io("write"))?;
     Ok(file)
 }
 
+/// Puts the pages of an object into it.
+fn fill_object(file: &File, record: &ObjectRecord, pages: &PageReader) -> Result<(), Failure> {
+    let (container, size) = (Container::Object(record.id), record.size);
+    let page = match record.kind {
+        ObjectKind::AnonymousHuge { page } | ObjectKind::Memfd { hugetlb: page @ 1.., .. } => page,
+        _ => return fill(file, container, size, pages),
+    };
+    if size == 0 {
+        return Ok(());
+    }
+    // write(2) knows no hugetlbfs.
+    let mut memory = Written::map(file, size).map_err(|e| too_few(e, size, page))?;
+    fill_with(container, size, pages, |bytes, at| {
+        memory.put(at, bytes);
+        Ok(())
+    })
+}
+
 /// Puts the pages of a container into a file of zeros. Errors: those of reading the image and of writing.
 pub(super) fn fill(file: &File, container: Container, size: u64, pages: &PageReader) -> Result<(), Failure> {
+    fill_with(container, size, pages, |bytes, at| file.write_all_at(bytes, at).map_err(io("write")))
+}
+
+/// Gives the pages of a container that are not zero to `put`, bytes and offset.
+fn fill_with(
+    container: Container,
+    size: u64,
+    pages: &PageReader,
+    mut put: impl FnMut(&[u8], u64) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut buf = vec![0; PART];
     for run in pages.runs(container, 0, size.div_ceil(PAGE_SIZE)) {
         let Place::File { image, offset } = run.place else { continue };
@@ -198,7 +241,7 @@ pub(super) fn fill(file: &File, container: Container, size: u64, pages: &PageRea
             let here = (len - done).min(PART as u64);
             let whole = &mut buf[..here.next_multiple_of(PAGE_SIZE) as usize];
             pages.read_at(image, offset + done, whole).map_err(|e| Failure::corrupt(with_sources(&e)))?;
-            file.write_all_at(&whole[..here as usize], start + done).map_err(io("write"))?;
+            put(&whole[..here as usize], start + done)?;
             done += here;
         }
     }

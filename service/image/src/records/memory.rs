@@ -156,7 +156,7 @@ pub struct ObjectRecord {
 /// What made a shared memory object.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ObjectKind {
-    /// mmap(MAP_SHARED | MAP_ANONYMOUS), /dev/zero.
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS), /dev/zero, in ordinary pages.
     Anonymous,
     /// memfd_create(2).
     Memfd {
@@ -183,6 +183,11 @@ pub enum ObjectKind {
         owner: [u32; 4],
         /// The unit in whose IPC namespace it lies.
         unit: super::UnitIndex,
+    },
+    /// mmap(MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB).
+    AnonymousHuge {
+        /// hugetlbfs page size in bytes.
+        page: u64,
     },
 }
 

@@ -122,11 +122,14 @@ fn by_path(mapping: &Mapping, path: &Path, deleted: bool, shm_dev: (u32, u32)) -
         ),
         ckpt_gate if internal && ckpt_gate == gate_name() => Ok(Class::Gate),
         b"/anon_hugepage" if internal && huge && !mapping.shared => Ok(Class::Anonymous),
-        memfd if internal && !huge && memfd.starts_with(b"/memfd:") => Ok(Class::Object(ObjectClass::Memfd)),
+        b"/anon_hugepage" if internal && huge => Ok(Class::Object(ObjectClass::Anonymous)),
+        memfd if internal && memfd.starts_with(b"/memfd:") && (mapping.shared || !huge) => {
+            Ok(Class::Object(ObjectClass::Memfd))
+        }
         _ if internal && huge => refuse(
             "hugetlb-shared",
-            "it is shared memory in huge pages of hugetlbfs",
-            "use transparent huge pages (madvise(2), MADV_HUGEPAGE) instead",
+            "it is a System V segment, an unlinked file, or a private mapping of a memfd, in huge pages of hugetlbfs",
+            "use shared anonymous memory in its place (shared_memory_type = mmap in PostgreSQL), or transparent huge pages",
         ),
         b"/dev/zero" if internal => Ok(Class::Object(ObjectClass::Anonymous)),
         sysv if internal && is_sysv(sysv) => Ok(Class::Object(ObjectClass::SysvShm)),
@@ -243,8 +246,10 @@ mod tests {
             ("r-xp", "/usr/bin/cat", "rd ex", Ok(Class::File)),
             ("rw-s", "/srv/data", "rd wr sh", Ok(Class::File)),
             ("rw-p", "/anon_hugepage (deleted)", "rd wr ht", Ok(Class::Anonymous)),
-            ("rw-s", "/anon_hugepage (deleted)", "rd wr ht sh", Err("hugetlb-shared")),
-            ("rw-s", "/memfd:x (deleted)", "rd wr ht sh", Err("hugetlb-shared")),
+            ("rw-s", "/anon_hugepage (deleted)", "rd wr ht sh", Ok(Class::Object(ObjectClass::Anonymous))),
+            ("rw-s", "/memfd:x (deleted)", "rd wr ht sh", Ok(Class::Object(ObjectClass::Memfd))),
+            ("rw-p", "/memfd:x (deleted)", "rd wr ht", Err("hugetlb-shared")),
+            ("rw-s", "/SYSV00000000 (deleted)", "rd wr ht sh", Err("hugetlb-shared")),
             ("r--p", "[vvar]", "rd pf io", Ok(Class::Vvar)),
             ("r--p", "[vvar_vclock]", "rd pf io", Ok(Class::Vvar)),
             ("r-xp", "[vdso]", "rd ex", Ok(Class::Vdso)),

@@ -143,19 +143,21 @@ impl Capture {
         link: &Path,
         stat: &FileStat,
     ) -> Result<ObjectKind, MemoryError> {
+        let details = mapping.details.unwrap_or_default();
+        let page = if details.flags.has(b"ht") { details.page_size } else { 0 };
         Ok(match class {
+            ObjectClass::Anonymous if page != 0 => ObjectKind::AnonymousHuge { page },
             ObjectClass::Anonymous => ObjectKind::Anonymous,
             ObjectClass::Memfd => {
                 let file = File::open(link).map_err(|e| proc_error(link, e))?;
                 let seals = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GET_SEALS)
                     .map_err(|e| proc_error(link, e))?;
-                let details = mapping.details.unwrap_or_default();
                 ObjectKind::Memfd {
                     name: memfd_name(&std::fs::read_link(link).map_err(|e| proc_error(link, e))?),
                     seals: seals as u32,
                     mode: stat.st_mode,
                     owner: (stat.st_uid, stat.st_gid),
-                    hugetlb: if details.flags.has(b"ht") { details.page_size } else { 0 },
+                    hugetlb: page,
                 }
             }
             ObjectClass::SysvShm => sysv_shm(member, stat.st_ino)?,
