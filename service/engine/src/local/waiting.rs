@@ -86,18 +86,21 @@ impl Listeners {
         waiting
     }
 
-    /// Those that members have made, as problems. `members`: their ids and units.
-    pub fn problems(&self, members: impl IntoIterator<Item = (i32, String)>) -> Vec<Problem> {
+    /// Those that members have made, as problems. `members`: their ids and units, which are asked for only where something waits.
+    pub fn problems<E>(
+        &self,
+        members: impl FnOnce() -> Result<Vec<(i32, String)>, E>,
+    ) -> Result<Vec<Problem>, E> {
         let waiting = self.waiting();
         if waiting.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let is_it = |inode: u32| waiting.iter().any(|(_, end)| *end == inode);
         let of_member = |(pid, unit): (i32, String)| {
             let ends = sockets_of(pid).into_iter().filter(|(_, inode)| is_it(*inode));
             ends.map(move |end| problem(unit.clone(), pid, end))
         };
-        members.into_iter().flat_map(of_member).collect()
+        Ok(members()?.into_iter().flat_map(of_member).collect())
     }
 
     /// Waits until none waits while the group runs, for at most `patience`.
@@ -200,8 +203,8 @@ mod tests {
         assert!(listeners.inodes.contains(&(inode(&listener) as u32)));
         // Other tests of this process may have their own.
         let fds = || {
-            let found = listeners.problems([(own, "a.service".into())]);
-            found.into_iter().map(|p| p.object).collect::<Vec<_>>()
+            let found = listeners.problems(|| Ok::<_, ()>(vec![(own, "a.service".into())]));
+            found.unwrap().into_iter().map(|p| p.object).collect::<Vec<_>>()
         };
         let mut client = UnixStream::connect_addr(&address).unwrap();
         let object = format!("fd {} (socket:[{}])", client.as_raw_fd(), inode(&client));
@@ -209,7 +212,7 @@ mod tests {
         client.write_all(b"asked").unwrap();
         assert!(fds().contains(&object));
         // Not a member's.
-        assert!(listeners.problems([]).is_empty());
+        assert!(listeners.problems(|| Ok::<_, ()>(Vec::new())).unwrap().is_empty());
         let accepted = listener.accept().unwrap();
         assert!(!fds().contains(&object));
         drop(accepted);

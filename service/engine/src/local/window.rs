@@ -189,7 +189,7 @@ impl Window<'_> {
 
     /// Connections that wait and were written to end the attempt.
     fn nothing_waits(&self) -> Result<(), Attempt> {
-        let problems = self.listeners.problems(self.members().map_err(Attempt::Final)?);
+        let problems = self.listeners.problems(|| self.members()).map_err(Attempt::Final)?;
         match problems.is_empty() {
             true => Ok(()),
             false => Err(Attempt::Final(Error::NotCheckpointable { group: self.group.into(), problems })),
