@@ -145,6 +145,20 @@ impl Cgroup {
         Ok(members)
     }
 
+    /// Every thread in it and below, in no order; `None` where the kernel does not list them.
+    pub fn threads(&self) -> Result<Option<Vec<Pid>>> {
+        let text = match fs::read_to_string(self.dir.join("cgroup.threads")) {
+            Ok(text) => text,
+            Err(_) => return Ok(None),
+        };
+        let mut threads: Vec<Pid> = parse_procs(&text).collect();
+        for child in self.children()? {
+            let Some(below) = child.threads()? else { return Ok(None) };
+            threads.extend(below);
+        }
+        Ok(Some(threads))
+    }
+
     /// Takes a process into it, with all its threads.
     pub fn take(&self, pid: Pid) -> Result<()> {
         let path = self.dir.join("cgroup.procs");

@@ -93,12 +93,19 @@ pub fn seize_frozen(frozen: Frozen, deadline: Deadline) -> Result<Vec<Process>> 
                 new += seize_process(member, &mut halves, &mut known)?;
             }
         }
-        if new == 0 {
+        if new == 0 || frozen.cgroups().iter().all(|cgroup| is_known(cgroup, &known)) {
             break;
         }
     }
     frozen.thaw()?;
     collect(halves, deadline)
+}
+
+/// Whether every thread in a cgroup is known: one list, where a look at each process again would be as many as there are. False where it
+/// cannot be told.
+fn is_known(cgroup: &Cgroup, known: &HashSet<Pid>) -> bool {
+    let threads = cgroup.threads().ok().flatten();
+    threads.is_some_and(|threads| threads.iter().all(|tid| known.contains(tid)))
 }
 
 /// Stops every thread of some processes while others run on. Those that end meanwhile are left out.
