@@ -11,6 +11,7 @@ pub mod batch;
 pub mod btrfs;
 pub mod cgroup;
 pub mod clone;
+pub mod crew;
 pub mod descriptor;
 pub mod detached_mount;
 pub mod error;

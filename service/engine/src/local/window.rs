@@ -30,6 +30,7 @@ use crate::capture::members::Members;
 use crate::error::{Error, with_sources};
 use crate::frozen::FrozenRecord;
 use crate::members::living_task;
+use crate::parallel::Ready;
 use crate::storage::{Prepared, Subvolume, Taken};
 use crate::timeline::{Laps, Timeline};
 
@@ -70,6 +71,7 @@ pub struct Still {
     barrier: Barrier,
     /// On a busy machine the group would else stand still while other programs have their turn.
     _preferred: Preferred,
+    _ready: Ready,
 }
 
 impl Still {
@@ -130,6 +132,7 @@ impl Window<'_> {
         last()?;
         let mut last = String::new();
         let preferred = Preferred::begin();
+        let ready = Ready::begin();
         for _ in 0..ATTEMPTS {
             barrier.extend(&self.pids()?).map_err(failed("close the gates"))?;
             barrier.drain(self.drain_deadline());
@@ -146,6 +149,7 @@ impl Window<'_> {
                         time,
                         barrier,
                         _preferred: preferred,
+                        _ready: ready,
                     });
                 }
                 Err(Attempt::Again(why)) => last = why,
