@@ -131,9 +131,13 @@ fn read(pid: Pid, file: &str) -> Result<Vec<Mapping>> {
     Err(Error::Parse { path, what: refused })
 }
 
+/// Bytes of an ordinary line of maps.
+const LINE: usize = 80;
+
 /// Parses the content of maps or smaps. The error is the line that was not understood.
 pub fn parse(text: &[u8]) -> std::result::Result<Vec<Mapping>, String> {
-    let mut mappings: Vec<Mapping> = Vec::new();
+    // Of maps a line is about as long; smaps has fewer, longer entries.
+    let mut mappings: Vec<Mapping> = Vec::with_capacity((text.len() / LINE).min(1024));
     for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let bad = || String::from_utf8_lossy(line).into_owned();
         // Heads begin with a lower-case hexadecimal number, details with a capital letter.

@@ -139,15 +139,15 @@ pub fn set_registers(tid: Pid, regs: &Registers) -> Result<(), Errno> {
 
 /// PTRACE_GETREGSET NT_X86_XSTATE: all extended state of a stopped thread, in XSAVE's standard format.
 pub fn extended_state(tid: Pid) -> Result<Vec<u8>, Errno> {
-    let mut state = vec![0u8; XSTATE_MAX];
+    // Kept in full for each of many threads, the room would be megabytes of new pages.
+    let mut state = [0u8; XSTATE_MAX];
     let mut iov = iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
-    // SAFETY: iov describes the vector.
+    // SAFETY: iov describes the array.
     unsafe { request(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast()) }?;
     if iov.iov_len == state.len() {
         return Err(Errno::E2BIG);
     }
-    state.truncate(iov.iov_len);
-    Ok(state)
+    Ok(state[..iov.iov_len].to_vec())
 }
 
 /// PTRACE_SETREGSET NT_X86_XSTATE, with what [`extended_state`] gave. EINVAL if the CPU lacks a component that is in use.

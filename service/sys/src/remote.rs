@@ -32,6 +32,22 @@ pub fn read(pid: Pid, addr: VirtAddr, buf: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
+/// The same for two places, by one call as a rule.
+pub(crate) fn read_both(
+    pid: Pid,
+    (addr, buf): (VirtAddr, &mut [u8]),
+    (other, rest): (VirtAddr, &mut [u8]),
+) -> Result<()> {
+    let place = |addr: VirtAddr, len| RemoteIoVec { base: addr.0 as usize, len };
+    let places = [place(addr, buf.len()), place(other, rest.len())];
+    let wanted = buf.len() + rest.len();
+    match process_vm_readv(pid, &mut [IoSliceMut::new(buf), IoSliceMut::new(rest)], &places) {
+        Ok(got) if got == wanted => Ok(()),
+        // In part: the rest says what is wrong.
+        _ => read(pid, addr, buf).and_then(|()| read(pid, other, rest)),
+    }
+}
+
 /// Writes `buf` to the process's memory at `addr`. EFAULT where it is not writable there in full.
 pub fn write(pid: Pid, addr: VirtAddr, buf: &[u8]) -> Result<()> {
     let mut done = 0;
@@ -83,5 +99,22 @@ impl Mem {
 
     fn error(&self, op: &'static str, addr: VirtAddr, e: &std::io::Error) -> Error {
         memory(op, self.pid, addr, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_places_are_read_like_one_after_the_other() {
+        let (one, other) = ([1u8; 100], [2u8; 50]);
+        let at = |bytes: &[u8]| VirtAddr(bytes.as_ptr() as u64);
+        let (mut first, mut second) = ([0; 100], [0; 50]);
+        read_both(Pid::this(), (at(&one), &mut first), (at(&other), &mut second)).unwrap();
+        assert_eq!((first, second), (one, other));
+        let bad = read_both(Pid::this(), (at(&one), &mut first), (VirtAddr(8), &mut second)).unwrap_err();
+        assert_eq!(bad.errno(), Some(Errno::EFAULT));
+        read_both(Pid::this(), (at(&one), &mut first), (VirtAddr(8), &mut [])).unwrap();
     }
 }

@@ -432,8 +432,7 @@ fn describe(thread: &Stopped, stop: Stop, slot: Slot) -> String {
 pub(crate) fn read_outcome(tid: Pid, batch: &Batch) -> Result<Outcome> {
     let (head, data) = batch.lengths();
     let (mut head, mut data) = (vec![0; head], vec![0; data]);
-    remote::read(tid, batch.slot().base, &mut head)?;
-    remote::read(tid, batch.slot().data(), &mut data)?;
+    remote::read_both(tid, (batch.slot().base, &mut head), (batch.slot().data(), &mut data))?;
     Ok(batch.decode(&head, data))
 }
 
