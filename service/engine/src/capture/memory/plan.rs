@@ -52,7 +52,9 @@ fn look(
     mapping: &Mapping,
     shm_dev: (u32, u32),
 ) {
-    let refused = match classify(mapping, shm_dev, || is_watched(member.pid)) {
+    // Who is noted is the thread whose /proc shows the memory: another than the leader, where that has ended.
+    let watched = || is_watched(member.tid) || is_watched(member.pid);
+    let refused = match classify(mapping, shm_dev, watched) {
         Ok(Class::Object(_)) => {
             if objects.insert((mapping.dev, mapping.ino)) {
                 let blocks =
