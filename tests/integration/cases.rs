@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<_> =
         PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect();
     tests.push(test("case-ipc-generations", ownerless_objects_are_the_groups_for_generations));
+    tests.push(test("case-chain", a_checkpoint_before_the_last_is_not_noticed));
     tests.push(test("limits-under-checkpoints", checkpoints_do_not_make_limits_longer));
     tests.push(test("upgrade", an_upgrade_does_not_end_a_checkpoint));
     tests
@@ -118,6 +119,28 @@ fn ownerless_objects_are_the_groups_for_generations(name: &str) {
         lose_what_outlives_processes();
         group.restore();
     }
+    victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
+}
+
+/// What waits at a checkpoint that it goes on from waits on, and is in the incremental that ends it as in a full.
+fn a_checkpoint_before_the_last_is_not_noticed(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let cases = [
+        ("case-processes", "leader_ended_main"),
+        ("case-processes", "leader_ended_children"),
+        ("case-time", "messages_of_which_one_has_come"),
+        ("case-time", "recv_of_all_unix"),
+        ("case-time", "limits_keep_their_rest"),
+    ];
+    let victims: Vec<_> = cases
+        .iter()
+        .map(|(program, case)| group.victim_at(case, &fixture::victim_program(program), case, ""))
+        .collect();
+    assert_eq!(group.checkpoint(&[])["kind"], "full");
+    assert_eq!(group.checkpoint(&["--stop"])["kind"], "incremental");
+    lose_what_outlives_processes();
+    group.restore();
     victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
 }
 

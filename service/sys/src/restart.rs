@@ -6,7 +6,7 @@
 //! | rax  | meaning | the live thread | the saved image |
 //! |------|---------|-----------------|-----------------|
 //! | −512, −513, −514 | restart with the same arguments | kernel does it at resume | rip − 2, rax = number |
-//! | −516 | restart_syscall(2) with the rest of the time | kernel does it at resume | the call with the rest where known, else −EINTR |
+//! | −516 | restart_syscall(2) with the rest of the time | kernel does it at resume; −514 in its place where the next stop could not tell its number | the call with the rest where known, else −EINTR |
 //! | −4   | some calls never restart (epoll_wait …) | −514 in its place, if no signal is pending | rip − 2, rax = number |
 //!
 //! As long as the tracer lives it gives the thread its registers back as they were at the stop, so the kernel itself
@@ -135,7 +135,7 @@ pub fn saved(regs: &Registers, signal_pending: bool, before: impl FnOnce() -> Ve
             Some(nr) => {
                 wind_back(&mut saved);
                 saved.rax = nr;
-                ask_for_the_rest(&mut saved);
+                ask_for_the_rest(nr, &mut saved);
             }
             None => saved.rax = -i64::from(libc::EINTR) as u64,
         }
@@ -157,8 +157,8 @@ pub(crate) fn original(before: &[u8]) -> Option<u64> {
 }
 
 /// nanosleep(2) wrote the rest of the time to its second pointer when it was interrupted, if it was given one: sleep that.
-fn ask_for_the_rest(regs: &mut Registers) {
-    match regs.rax as i64 {
+pub(crate) fn ask_for_the_rest(nr: u64, regs: &mut Registers) {
+    match nr as i64 {
         libc::SYS_nanosleep if regs.rsi != 0 => regs.rdi = regs.rsi,
         libc::SYS_clock_nanosleep if regs.r10 != 0 && regs.rsi & 1 == 0 => regs.rdx = regs.r10,
         _ => {}

@@ -45,20 +45,22 @@ impl Held {
 
     /// Lets the call that the stop interrupted go on with what is left of its time, if that is known: here, and where it is restored.
     ///
-    /// What the kernel goes on with by itself as long as the thread lives (restart_syscall(2)) is left to it, but for poll(2): made
-    /// again, the call tells the next stop the truth.
+    /// What the kernel goes on with by itself as long as the thread lives (restart_syscall(2)) is left to it where the code tells its
+    /// number, but for poll(2): made again, the call tells the next stop the truth.
     pub(super) fn keep_time_limit(&mut self, sleepers: &Sleepers) -> Result<()> {
+        self.take_back_error();
         if let Some(detour) = self.detour(sleepers) {
             // Here, and where it is restored: it has not been stopped in a call any more.
             self.stopped()?.set_registers(&detour)?;
             (self.at_stop, self.registers) = (detour, detour);
             return Ok(());
         }
-        let Some((nr, call, rest)) = self.rest_of_call(sleepers) else { return Ok(()) };
+        let Some((nr, call, rest)) = self.rest_of_call(sleepers) else { return self.make_again() };
         self.rest = Some(rest);
         let by_kernel = call.result == RESTARTBLOCK;
         let answers_eintr = call.result == -i64::from(libc::EINTR);
-        if (answers_eintr && self.signal_pending) || (by_kernel && nr != libc::SYS_poll as u64) {
+        let left_to_kernel = by_kernel && nr != libc::SYS_poll as u64 && self.is_told_by_code(nr);
+        if left_to_kernel || (answers_eintr && self.signal_pending) {
             return Ok(());
         }
         let mut registers = self.registers;
@@ -66,6 +68,29 @@ impl Held {
         if by_kernel {
             (registers.orig_rax, registers.rax) = (nr, ERESTARTNOHAND as u64);
         }
+        self.go_on_with(registers)
+    }
+
+    /// The same for a call that the kernel would go on with by itself, and that needs no rest of ours: without a limit, with an absolute
+    /// one, or told the rest. The next stop would find restart_syscall(2) there, and no number in the code: `syscall(2)` takes it as an argument.
+    fn make_again(&mut self) -> Result<()> {
+        let by_kernel = |call: &Interrupted| call.result == RESTARTBLOCK && call.nr != RESTART_SYSCALL;
+        let Some(call) = restart::interrupted(&self.at_stop).filter(by_kernel) else { return Ok(()) };
+        if Limit::of(call.nr, &call.args).is_some() || self.is_told_by_code(call.nr) {
+            return Ok(());
+        }
+        let mut registers = self.registers;
+        restart::ask_for_the_rest(call.nr, &mut registers);
+        registers.rax = ERESTARTNOHAND as u64;
+        self.go_on_with(registers)
+    }
+
+    /// Whether the bytes before the instruction at which it stands tell the number of its call.
+    fn is_told_by_code(&self, nr: u64) -> bool {
+        restart::original(&self.code_before()) == Some(nr)
+    }
+
+    fn go_on_with(&mut self, registers: Registers) -> Result<()> {
         self.stopped()?.set_registers(&registers)?;
         self.registers = registers;
         Ok(())

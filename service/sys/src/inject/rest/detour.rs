@@ -4,11 +4,12 @@
 //! - the socket has a time limit (SO_RCVTIMEO, SO_SNDTIMEO), which the kernel would begin anew.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::time::Duration;
 
 use ckpt_wire::resume::{AFTER_PART, WITHIN_TIME};
+use nix::errno::Errno;
 use nix::libc;
 
 use super::super::held::Held;
@@ -52,6 +53,26 @@ impl Held {
             }
             _ => None,
         }
+    }
+
+    /// A stop that interrupts recvmmsg(2) after the first message leaves its own code behind as the socket's error, which the next call would
+    /// tell (__sys_recvmmsg in net/socket.c): taken from it. To look at an error is to take it; one that is the connection's own is taken only
+    /// where the call had ended by it in the instant of the stop.
+    pub(super) fn take_back_error(&self) {
+        let at = &self.at_stop;
+        if at.orig_rax as i64 != libc::SYS_recvmmsg || (at.rax as i64) < 1 || at.rax >= at.rdx {
+            return;
+        }
+        // Who is not a socket any more has no error.
+        let _ = self.socket(at.rdi as i32).and_then(|socket| {
+            let failed = socket::ready(socket.as_fd(), libc::POLLERR)? & libc::POLLERR != 0;
+            if failed { socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ERROR) } else { Ok(0) }
+        });
+    }
+
+    fn socket(&self, fd: i32) -> std::result::Result<OwnedFd, Errno> {
+        let process = descriptor::open_process(self.tid.as_raw())?;
+        descriptor::take(process.as_fd(), fd)
     }
 
     /// The same call with the rest of its data.
@@ -124,8 +145,7 @@ impl Held {
         let Limit::Socket { events, option } = Limit::of(call.nr, &call.args)? else { return None };
         let elapsed = sleepers.elapsed(self.tid, call.nr, &call.args, &self.at_stop)?;
         let fd = call.args[0] as i32;
-        let process = descriptor::open_process(self.tid.as_raw()).ok()?;
-        let socket = descriptor::take(process.as_fd(), fd).ok()?;
+        let socket = self.socket(fd).ok()?;
         let told = socket::option(socket.as_fd(), libc::SOL_SOCKET, option, 16).ok()?;
         let word = |at: usize| Some(u64::from_le_bytes(told.get(at..at + 8)?.try_into().ok()?));
         let whole = Duration::from_secs(word(0)?) + Duration::from_micros(word(8)?);
@@ -151,12 +171,8 @@ impl Held {
     }
 
     fn is_stream(&self, fd: i32) -> bool {
-        let kind = || {
-            let process = descriptor::open_process(self.tid.as_raw())?;
-            let socket = descriptor::take(process.as_fd(), fd)?;
-            socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE)
-        };
-        kind() == Ok(libc::SOCK_STREAM)
+        let kind = |socket: OwnedFd| socket::int_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_TYPE);
+        self.socket(fd).and_then(kind) == Ok(libc::SOCK_STREAM)
     }
 
     /// Whether a handler may run before the thread goes on: what was done is told then, as without a checkpoint.
