@@ -2,7 +2,8 @@
 //! pair or sent (unix(7)), and the kernel takes that from whoever calls.
 //!
 //! A stand-in is a fork of this process with the member's pid and our own descriptor table; it makes one call and ends. The members are
-//! made later and get these pids then. Where the pid is taken, or is one that no process can have here, we call ourselves.
+//! made later and get these pids then. Where the pid is taken, or is one that no process can have here, we call ourselves. Of a group that gets a
+//! PID namespace of its own (`rebuild/pidspace.rs`) the stand-in is in that: it has the member's pid there, and another one here.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -17,10 +18,11 @@ use nix::unistd::{Gid, Uid, setegid, seteuid};
 /// What SO_PEERCRED told: pid, uid, gid.
 pub(super) type Credentials = Option<(Pid, u32, u32)>;
 
-/// Makes a call whose only trace is in descriptors, as these credentials.
-fn call_as(credentials: Credentials, mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+/// Makes a call whose only trace is in descriptors, as these credentials. Gives the pid, here, of who has made it.
+fn call_as(credentials: Credentials, mut call: impl FnMut() -> Result<(), Errno>) -> Result<i32, Errno> {
+    let ours = std::process::id() as i32;
     let Some((pid, uid, gid)) = credentials.filter(|(pid, ..)| pid.0 > 1) else {
-        return as_ids(credentials, call);
+        return as_ids(credentials, call).map(|()| ours);
     };
     let args = CloneArgs { flags: libc::CLONE_FILES as u64, pid: Some(pid.0), ..Default::default() };
     let child = fork_with(&args, || {
@@ -30,10 +32,16 @@ fn call_as(credentials: Credentials, mut call: impl FnMut() -> Result<(), Errno>
     });
     let ended = child.ok().and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)).ok());
     match ended {
-        Some(WaitStatus::Exited(_, 0)) => Ok(()),
+        Some(WaitStatus::Exited(child, 0)) => Ok(child.as_raw()),
         Some(WaitStatus::Exited(_, code)) => Err(Errno::from_raw(code)),
-        _ => as_ids(credentials, call),
+        _ => as_ids(credentials, call).map(|()| ours),
     }
+}
+
+/// Whether our children are in another PID namespace than we, where the members' pids are what they are (setns(2), CLONE_NEWPID).
+fn are_elsewhere() -> bool {
+    let link = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    link("pid") != link("pid_for_children")
 }
 
 /// Runs a call of our own with these effective ids.
@@ -60,20 +68,22 @@ pub(super) fn pair(credentials: Credentials, kind: i32) -> Result<(OwnedFd, Owne
     Ok((a, b))
 }
 
-/// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in).
-pub(super) fn connect(credentials: Credentials, fd: BorrowedFd<'_>, address: &[u8]) -> Result<(), Errno> {
+/// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in). Gives the pid, here, of who has
+/// connected: what we are told of the peer that accepts it.
+pub(super) fn connect(credentials: Credentials, fd: BorrowedFd<'_>, address: &[u8]) -> Result<i32, Errno> {
     match call_as(credentials, || socket::connect(fd, address)) {
-        Err(Errno::EACCES) => socket::connect(fd, address),
+        Err(Errno::EACCES) => socket::connect(fd, address).map(|()| std::process::id() as i32),
         other => other,
     }
 }
 
 /// listen(2).
 pub(super) fn listen(credentials: Credentials, fd: BorrowedFd<'_>, backlog: i32) -> Result<(), Errno> {
-    call_as(credentials, || socket::listen(fd, backlog))
+    call_as(credentials, || socket::listen(fd, backlog)).map(drop)
 }
 
-/// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender.
+/// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender; and by us, only one whose pid is
+/// the same for us and for the members.
 pub(super) fn send(
     fd: BorrowedFd<'_>,
     data: &[u8],
@@ -89,13 +99,16 @@ pub(super) fn send(
         }
         Ok(())
     };
-    match whole(beside) {
-        Err(Errno::ESRCH) => {}
-        other => return other,
+    if !are_elsewhere() {
+        match whole(beside) {
+            Err(Errno::ESRCH) => {}
+            other => return other,
+        }
     }
     let ours = std::process::id() as i32;
     call_as(credentials, || {
         let is_it = beside.is_some_and(|(pid, ..)| pid == std::process::id() as i32);
         whole(if is_it { beside } else { beside.map(|(_, uid, gid)| (ours, uid, gid)) })
     })
+    .map(drop)
 }

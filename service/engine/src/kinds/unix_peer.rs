@@ -225,8 +225,9 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let failed = |op| Error::call(op, cx.describe(record));
     if let Some(id) = listener(cx, record.unit, unix.kind, name) {
         let listener = cx.get(id)?;
-        stand_in::connect(unix.credentials, client.as_fd(), &cx.reach[&id]).map_err(failed("connect"))?;
-        return Ok((accept_ours(listener, unix.credentials).map_err(failed("accept"))?, client));
+        let caller = stand_in::connect(unix.credentials, client.as_fd(), &cx.reach[&id]);
+        let caller = caller.map_err(failed("connect"))?;
+        return Ok((accept_ours(listener, caller).map_err(failed("accept"))?, client));
     }
     // Its listener is closed: one with the same name for this moment.
     let gone = UnixName { node: None, ..name.clone() };
@@ -234,18 +235,17 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let reach = unix_name::bind(cx, listener.as_fd(), record.unit, &gone)?;
     let failed = |op| Error::call(op, cx.describe(record));
     stand_in::listen(connecting.1.credentials, listener.as_fd(), 1).map_err(failed("listen"))?;
-    stand_in::connect(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
-    Ok((accept_ours(listener.as_fd(), unix.credentials).map_err(failed("accept"))?, client))
+    let caller = stand_in::connect(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
+    Ok((accept_ours(listener.as_fd(), caller).map_err(failed("accept"))?, client))
 }
 
-/// Accepts what we connected. Somebody outside may have been faster, at an abstract name: he is hung up on, as by the service before it
-/// was restored.
-fn accept_ours(listener: BorrowedFd<'_>, of: stand_in::Credentials) -> Result<OwnedFd, Errno> {
-    let ours = std::process::id() as i32;
+/// Accepts what was connected for us, by the process that has this pid here. Somebody outside may have been faster, at an abstract name: he
+/// is hung up on, as by the service before it was restored.
+fn accept_ours(listener: BorrowedFd<'_>, caller: i32) -> Result<OwnedFd, Errno> {
     loop {
         let accepted = socket::accept(listener)?;
         let peer = socket::credentials(accepted.as_fd())?;
-        if peer.is_none_or(|(pid, ..)| pid == ours || of.is_some_and(|(of, ..)| of.0 == pid)) {
+        if peer.is_none_or(|(pid, ..)| pid == caller) {
             return Ok(accepted);
         }
     }
