@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::fixture::{Group, Victim};
+use crate::fixture::{Group, Victim, victim_program};
 use crate::runner::{Test, test};
 use ckpt_tests::system::{ckptctl, eventually, main_pid, must, property};
 
@@ -14,6 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("pids-taken-sandbox", a_sandboxed_unit_keeps_its_proc),
         test("pids-taken-users", a_user_namespace_there),
         test("pids-taken-writers", a_writer_is_forked_there).limit(150),
+        test("pids-taken-credentials", peers_are_who_they_were_there).limit(120),
         test("pids-taken-systemd", systemd_supervises_as_before).limit(120),
         test("pids-taken-redis", redis_goes_on).limit(120),
     ]
@@ -89,6 +90,35 @@ fn a_writer_is_forked_there(name: &str) {
     }
     restore(&group, &[&victim]);
     victim.ask();
+}
+
+/// What unix sockets tell of who connected, made a pair or sent is what it was: in the namespace, and in the next one.
+fn peers_are_who_they_were_there(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let cases = [
+        "unix_accepted",
+        "unix_credentials_of_accepted",
+        "unix_credentials_of_other_user",
+        "unix_credentials_of_pair",
+        "unix_pass_credentials",
+        "unix_pass_credentials_of_child",
+    ];
+    let program = victim_program("case-sockets");
+    let victims = |generation: &str| {
+        let victim = |case| group.victim_at(&format!("{case}_{generation}"), &program, case, "");
+        cases.map(victim)
+    };
+    let (first, second) = (victims("first"), victims("second"));
+    let pid = first[0].pid();
+    group.checkpoint(&["--stop"]);
+    let _stranger = Stranger::take(pid);
+    group.restore();
+    assert_ne!(first[0].pid(), pid);
+    first.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    second.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
 }
 
 /// The group is stopped, the main process's old id is somebody else's.

@@ -32,6 +32,8 @@ pub struct CloneArgs {
     pub exit_signal: i32,
     /// Its id in the innermost PID namespace; `None` leaves it to the kernel. Needs CAP_CHECKPOINT_RESTORE. Linux 5.5.
     pub pid: Option<i32>,
+    /// Its id in the PID namespace around that one, where `pid` is set; `None` leaves it to the kernel.
+    pub outer: Option<i32>,
     /// Descriptor, in the caller, of the cgroup directory it is born in.
     pub cgroup: Option<RawFd>,
 }
@@ -40,12 +42,19 @@ pub struct CloneArgs {
 pub const CLONE_ARGS_SIZE: usize = 88;
 
 impl CloneArgs {
+    /// The ids that it is to have, for clone3(2) to read: in the innermost PID namespace, and in that around it.
+    #[must_use]
+    pub fn ids(&self) -> [i32; 2] {
+        [self.pid.unwrap_or(0), self.outer.unwrap_or(0)]
+    }
+
     /// struct clone_args as it lies in the memory of the process that calls clone3(2); `set_tid` is the address, there, of
-    /// the 32-bit id that [`CloneArgs::pid`] holds.
+    /// [`CloneArgs::ids`].
     #[must_use]
     pub fn encode(&self, set_tid: u64) -> [u8; CLONE_ARGS_SIZE] {
         let into = if self.cgroup.is_some() { INTO_CGROUP } else { 0 };
-        let (tid, tids) = if self.pid.is_some() { (set_tid, 1) } else { (0, 0) };
+        let tids = u64::from(self.pid.is_some()) + u64::from(self.pid.and(self.outer).is_some());
+        let tid = if tids > 0 { set_tid } else { 0 };
         // flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup
         let cgroup = self.cgroup.map_or(0, |fd| fd as u64);
         let words = [self.flags | into, 0, 0, 0, self.exit_signal as u64, 0, 0, 0, tid, tids, cgroup];
@@ -65,10 +74,10 @@ pub fn clone_paused(args: &CloneArgs) -> Result<Pid> {
     if args.flags & libc::CLONE_VM as u64 != 0 {
         return Err(Error::task("clone3", Pid::this(), Errno::EINVAL));
     }
-    let tid = args.pid.unwrap_or(0);
-    let raw = args.encode(&raw const tid as u64);
+    let ids = args.ids();
+    let raw = args.encode(&raw const ids as u64);
     let ret: i64;
-    // SAFETY: raw and tid outlive the call and are only read. Without CLONE_VM the child has a copy of this stack; it never leaves
+    // SAFETY: raw and ids outlive the call and are only read. Without CLONE_VM the child has a copy of this stack; it never leaves
     // this block: it makes two system calls that touch no memory and then waits for ever.
     unsafe {
         asm!(
@@ -92,7 +101,7 @@ pub fn clone_paused(args: &CloneArgs) -> Result<Pid> {
         );
     }
     if ret < 0 {
-        return Err(Error::task("clone3", Pid::from_raw(tid), Errno::from_raw(-ret as i32)));
+        return Err(Error::task("clone3", Pid::from_raw(ids[0]), Errno::from_raw(-ret as i32)));
     }
     Ok(Pid::from_raw(ret as i32))
 }
@@ -107,9 +116,9 @@ pub fn fork_with(args: &CloneArgs, child: impl FnOnce() -> i32) -> Result<Pid> {
     if threads.count() != 1 || args.flags & libc::CLONE_VM as u64 != 0 {
         return Err(Error::task("clone3", Pid::this(), Errno::EAGAIN));
     }
-    let tid = args.pid.unwrap_or(0);
-    let raw = args.encode(&raw const tid as u64);
-    // SAFETY: raw and tid outlive the call. Without CLONE_VM the child has a copy of everything, and with one thread no lock is
+    let ids = args.ids();
+    let raw = args.encode(&raw const ids as u64);
+    // SAFETY: raw and ids outlive the call. Without CLONE_VM the child has a copy of everything, and with one thread no lock is
     // held by a thread that the copy lacks; it leaves by _exit and never returns into the caller.
     unsafe {
         let ret = libc::syscall(libc::SYS_clone3, raw.as_ptr(), CLONE_ARGS_SIZE);
@@ -229,7 +238,7 @@ mod tests {
 
     #[test]
     fn arguments_lie_as_the_kernel_reads_them() {
-        let args = CloneArgs { flags: 0x100, exit_signal: 17, pid: Some(5), cgroup: Some(9) };
+        let args = CloneArgs { flags: 0x100, exit_signal: 17, pid: Some(5), outer: None, cgroup: Some(9) };
         let raw = args.encode(0x1234);
         let word = |i: usize| u64::from_le_bytes(raw[i * 8..i * 8 + 8].try_into().unwrap());
         assert_eq!(word(0), 0x100 | INTO_CGROUP);

@@ -1,15 +1,16 @@
 //! Making every open file description of a group again, in ckpt-restore, before its members exist.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use ckpt_image::records::{
     Conversation, DescriptionId, DescriptionKind, DescriptionRecord, FileId, FileRecord, GroupImage,
-    ObjectId, PipeId, QueueId, UnitIndex,
+    ObjectId, Pid, PipeId, QueueId, UnitIndex,
 };
 use ckpt_sys::descriptor::{self, make};
 use nix::libc;
 
+use super::stand_in::StandIns;
 use super::terminal::{Controlling, Terminals};
 use super::unix_name::Aside;
 use super::{
@@ -47,6 +48,8 @@ pub struct Descriptions {
     /// What is not as it was; nothing here ends the restore.
     pub warnings: Vec<Problem>,
     terminals: Terminals,
+    /// By pid of a member in a PID namespace of its own, the one in ours that sockets know it by, once it has it.
+    pub outer: BTreeMap<Pid, i32>,
 }
 
 impl Descriptions {
@@ -55,9 +58,13 @@ impl Descriptions {
     pub fn rebuild(image: &GroupImage, host: &mut dyn Host, floor: RawFd) -> Result<Self, Error> {
         let mut cx = Rebuild::new(image, host, floor)?;
         match cx.run() {
-            Ok(()) => {
-                Ok(Self { fds: cx.fds, files: cx.files, warnings: cx.warnings, terminals: cx.terminals })
-            }
+            Ok(()) => Ok(Self {
+                fds: cx.fds,
+                files: cx.files,
+                warnings: cx.warnings,
+                terminals: cx.terminals,
+                outer: cx.stand_ins.into_outer(),
+            }),
             Err(e) => {
                 unix_name::abandon(&mut cx);
                 Err(e)
@@ -118,6 +125,8 @@ pub(super) struct Rebuild<'i> {
     /// Other ends that will be closed.
     pub ends: HashMap<DescriptionId, OwnedFd>,
     pub terminals: Terminals,
+    /// Who has called for members while unix sockets are made.
+    pub stand_ins: StandIns,
     /// Memory files whose first description is made.
     pub memfds: HashSet<ObjectId>,
     pub aside: Vec<Aside>,
@@ -142,6 +151,7 @@ impl<'i> Rebuild<'i> {
             reach: HashMap::new(),
             ends: HashMap::new(),
             terminals: Terminals::default(),
+            stand_ins: StandIns::default(),
             memfds: HashSet::new(),
             aside: Vec::new(),
             asides: 0,

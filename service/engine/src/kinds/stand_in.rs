@@ -3,8 +3,11 @@
 //!
 //! A stand-in is a fork of this process with the member's pid and our own descriptor table; it makes one call and ends. The members are
 //! made later and get these pids then. Where the pid is taken, or is one that no process can have here, we call ourselves. Of a group that gets a
-//! PID namespace of its own (`rebuild/pidspace.rs`) the stand-in is in that: it has the member's pid there, and another one here.
+//! PID namespace of its own (`rebuild/pidspace.rs`) the stand-in is in that: it has the member's pid there, and another one here. The member gets
+//! that as well: what a socket keeps is told to the next checkpoint by it, and that knows only those of processes that live.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use ckpt_image::records::Pid;
@@ -18,21 +21,48 @@ use nix::unistd::{Gid, Uid, setegid, seteuid};
 /// What SO_PEERCRED told: pid, uid, gid.
 pub(super) type Credentials = Option<(Pid, u32, u32)>;
 
+/// Who has stood in so far.
+#[derive(Debug, Default)]
+pub(super) struct StandIns {
+    /// By pid of a member, that of its stand-ins in our PID namespace, where that is another.
+    outer: RefCell<BTreeMap<Pid, i32>>,
+}
+
+impl StandIns {
+    /// By pid of a member in a PID namespace of its own, the pid in ours by which what stood in for it goes on being known.
+    pub(super) fn into_outer(self) -> BTreeMap<Pid, i32> {
+        self.outer.into_inner()
+    }
+}
+
 /// Makes a call whose only trace is in descriptors, as these credentials. Gives the pid, here, of who has made it.
-fn call_as(credentials: Credentials, mut call: impl FnMut() -> Result<(), Errno>) -> Result<i32, Errno> {
+fn call_as(
+    stand_ins: &StandIns,
+    credentials: Credentials,
+    mut call: impl FnMut() -> Result<(), Errno>,
+) -> Result<i32, Errno> {
     let ours = std::process::id() as i32;
     let Some((pid, uid, gid)) = credentials.filter(|(pid, ..)| pid.0 > 1) else {
         return as_ids(credentials, call).map(|()| ours);
     };
-    let args = CloneArgs { flags: libc::CLONE_FILES as u64, pid: Some(pid.0), ..Default::default() };
-    let child = fork_with(&args, || {
-        // Without it the ids would lose the right to go where the socket's node is; then the call itself tells.
-        let _ = ckpt_sys::attributes::keep_capabilities();
-        as_ids(Some((pid, uid, gid)), &mut call).map_or_else(|e| e as i32, |()| 0)
-    });
+    let outer = stand_ins.outer.borrow().get(&pid).copied();
+    let flags = libc::CLONE_FILES as u64;
+    let mut stand_in = |outer| {
+        fork_with(&CloneArgs { flags, pid: Some(pid.0), outer, ..Default::default() }, || {
+            // Without it the ids would lose the right to go where the socket's node is; then the call itself tells.
+            let _ = ckpt_sys::attributes::keep_capabilities();
+            as_ids(Some((pid, uid, gid)), &mut call).map_or_else(|e| e as i32, |()| 0)
+        })
+    };
+    let child = stand_in(outer).or_else(|e| if outer.is_some() { stand_in(None) } else { Err(e) });
     let ended = child.ok().and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)).ok());
     match ended {
-        Some(WaitStatus::Exited(child, 0)) => Ok(child.as_raw()),
+        Some(WaitStatus::Exited(child, 0)) => {
+            if child.as_raw() != pid.0 {
+                stand_ins.outer.borrow_mut().entry(pid).or_insert(child.as_raw());
+            }
+            Ok(child.as_raw())
+        }
         Some(WaitStatus::Exited(_, code)) => Err(Errno::from_raw(code)),
         _ => as_ids(credentials, call).map(|()| ours),
     }
@@ -57,10 +87,14 @@ fn as_ids<T>(credentials: Credentials, call: impl FnOnce() -> T) -> T {
 }
 
 /// socketpair(2).
-pub(super) fn pair(credentials: Credentials, kind: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
+pub(super) fn pair(
+    stand_ins: &StandIns,
+    credentials: Credentials,
+    kind: i32,
+) -> Result<(OwnedFd, OwnedFd), Errno> {
     // Their numbers are where a stand-in puts its own.
     let (mut a, mut b) = socket::pair(kind)?;
-    call_as(credentials, || {
+    call_as(stand_ins, credentials, || {
         let (made_a, made_b) = socket::pair(kind)?;
         nix::unistd::dup3(&made_a, &mut a, nix::fcntl::OFlag::O_CLOEXEC)?;
         nix::unistd::dup3(&made_b, &mut b, nix::fcntl::OFlag::O_CLOEXEC)
@@ -70,21 +104,32 @@ pub(super) fn pair(credentials: Credentials, kind: i32) -> Result<(OwnedFd, Owne
 
 /// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in). Gives the pid, here, of who has
 /// connected: what we are told of the peer that accepts it.
-pub(super) fn connect(credentials: Credentials, fd: BorrowedFd<'_>, address: &[u8]) -> Result<i32, Errno> {
-    match call_as(credentials, || socket::connect(fd, address)) {
+pub(super) fn connect(
+    stand_ins: &StandIns,
+    credentials: Credentials,
+    fd: BorrowedFd<'_>,
+    address: &[u8],
+) -> Result<i32, Errno> {
+    match call_as(stand_ins, credentials, || socket::connect(fd, address)) {
         Err(Errno::EACCES) => socket::connect(fd, address).map(|()| std::process::id() as i32),
         other => other,
     }
 }
 
 /// listen(2).
-pub(super) fn listen(credentials: Credentials, fd: BorrowedFd<'_>, backlog: i32) -> Result<(), Errno> {
-    call_as(credentials, || socket::listen(fd, backlog)).map(drop)
+pub(super) fn listen(
+    stand_ins: &StandIns,
+    credentials: Credentials,
+    fd: BorrowedFd<'_>,
+    backlog: i32,
+) -> Result<(), Errno> {
+    call_as(stand_ins, credentials, || socket::listen(fd, backlog)).map(drop)
 }
 
 /// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender; and by us, only one whose pid is
 /// the same for us and for the members.
 pub(super) fn send(
+    stand_ins: &StandIns,
     fd: BorrowedFd<'_>,
     data: &[u8],
     to: &[u8],
@@ -106,7 +151,7 @@ pub(super) fn send(
         }
     }
     let ours = std::process::id() as i32;
-    call_as(credentials, || {
+    call_as(stand_ins, credentials, || {
         let is_it = beside.is_some_and(|(pid, ..)| pid == std::process::id() as i32);
         whole(if is_it { beside } else { beside.map(|(_, uid, gid)| (ours, uid, gid)) })
     })

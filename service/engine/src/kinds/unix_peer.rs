@@ -55,7 +55,7 @@ pub(super) fn create(
                 return Ok(());
             }
             let fd = bound(cx, record, unix)?;
-            stand_in::listen(unix.credentials, fd.as_fd(), *backlog)
+            stand_in::listen(&cx.stand_ins, unix.credentials, fd.as_fd(), *backlog)
                 .map_err(Error::call("listen", cx.describe(record)))?;
             cx.put(record.id, fd)
         }
@@ -120,7 +120,7 @@ pub(super) fn connect_waiting(
     let UnixState::Connected(UnixPeer::Waiting(listener)) = unix.state else { return Ok(()) };
     let fd = bound(cx, record, unix)?;
     let reach = cx.reach.get(&listener).ok_or_else(|| Error::Dangling(format!("listener {listener}")))?;
-    stand_in::connect(unix.credentials, fd.as_fd(), reach)
+    stand_in::connect(&cx.stand_ins, unix.credentials, fd.as_fd(), reach)
         .map_err(Error::call("connect", cx.describe(record)))?;
     cx.put(record.id, fd)
 }
@@ -133,7 +133,7 @@ fn connect_datagram(
 ) -> Result<(), Error> {
     if let Some(other) = pair_of_unnamed(cx, record.id, unix) {
         if !cx.has(record.id) {
-            let (a, b) = stand_in::pair(unix.credentials, unix.kind)
+            let (a, b) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
                 .map_err(Error::call("socketpair", cx.describe(record)))?;
             cx.put(record.id, a)?;
             cx.put(other, b)?;
@@ -184,7 +184,7 @@ fn pair(
     let (other_record, other_unix) =
         unix_record(cx, other).ok_or_else(|| Error::Dangling(format!("unix socket {other}")))?;
     if unix.name.is_none() && other_unix.name.is_none() {
-        let (a, b) = stand_in::pair(unix.credentials, unix.kind)
+        let (a, b) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
             .map_err(Error::call("socketpair", cx.describe(record)))?;
         cx.put(record.id, a)?;
         return cx.put(other, b);
@@ -225,7 +225,7 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let failed = |op| Error::call(op, cx.describe(record));
     if let Some(id) = listener(cx, record.unit, unix.kind, name) {
         let listener = cx.get(id)?;
-        let caller = stand_in::connect(unix.credentials, client.as_fd(), &cx.reach[&id]);
+        let caller = stand_in::connect(&cx.stand_ins, unix.credentials, client.as_fd(), &cx.reach[&id]);
         let caller = caller.map_err(failed("connect"))?;
         return Ok((accept_ours(listener, caller).map_err(failed("accept"))?, client));
     }
@@ -234,8 +234,10 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let listener = socket::socket(libc::AF_UNIX, unix.kind, 0).map_err(failed("socket"))?;
     let reach = unix_name::bind(cx, listener.as_fd(), record.unit, &gone)?;
     let failed = |op| Error::call(op, cx.describe(record));
-    stand_in::listen(connecting.1.credentials, listener.as_fd(), 1).map_err(failed("listen"))?;
-    let caller = stand_in::connect(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
+    stand_in::listen(&cx.stand_ins, connecting.1.credentials, listener.as_fd(), 1)
+        .map_err(failed("listen"))?;
+    let caller = stand_in::connect(&cx.stand_ins, unix.credentials, client.as_fd(), &reach)
+        .map_err(failed("connect"))?;
     Ok((accept_ours(listener.as_fd(), caller).map_err(failed("accept"))?, client))
 }
 
@@ -253,7 +255,7 @@ fn accept_ours(listener: BorrowedFd<'_>, caller: i32) -> Result<OwnedFd, Errno> 
 
 /// An end whose other end is not there: it will be closed when what it had sent is in the queue.
 fn half(cx: &mut Rebuild<'_>, record: &DescriptionRecord, unix: &UnixRecord) -> Result<(), Error> {
-    let (fd, end) = stand_in::pair(unix.credentials, unix.kind)
+    let (fd, end) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
         .map_err(Error::call("socketpair", cx.describe(record)))?;
     if let Some(name) = &unix.name {
         // Its node, if there is one, is its listener's or nobody's.
@@ -338,7 +340,7 @@ fn send(cx: &Rebuild<'_>, sender: BorrowedFd<'_>, message: &UnixMessage, to: &[u
     if rights.len() != message.rights.len() {
         return Err(Errno::EBADF);
     }
-    stand_in::send(sender, &message.data, to, &rights, message.credentials)
+    stand_in::send(&cx.stand_ins, sender, &message.data, to, &rights, message.credentials)
 }
 
 /// Pass 5: shut down ends and options.

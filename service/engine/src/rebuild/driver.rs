@@ -132,7 +132,8 @@ pub(super) fn rebuild(prepared: &Prepared, request: &Request) -> Result<Report, 
     rebuild.members = {
         let terminals = rebuild.descriptions.controlling(image);
         let staged = (&rebuild.heritage, &rebuild.opened);
-        Gardener::new(image, &places, runner, (space.as_ref(), staged), terminals).grow(&plan)?
+        let known_by = (terminals, std::mem::take(&mut rebuild.descriptions.outer));
+        Gardener::new(image, &places, runner, (space.as_ref(), staged), known_by).grow(&plan)?
     };
     clock.lap("grow");
     spread(rebuild.members.values().map(Member::tid), &rebuild.cpus);

@@ -12,6 +12,7 @@ use ckpt_sys::nursery::area;
 use ckpt_sys::ptrace::Options;
 use ckpt_sys::runner::RestoreRunner;
 use ckpt_sys::thread::{Care, Deadline, Running, Stopped, Waited};
+use nix::errno::Errno;
 use nix::libc;
 
 use super::memory::{Heritage, Run};
@@ -48,20 +49,23 @@ pub struct Gardener<'a> {
     /// Spaces that have what is inherited from them.
     staged: BTreeSet<SpaceId>,
     terminals: Vec<Controlling>,
+    /// By id of a member, the id that its stand-ins had in our PID namespace, where that is another.
+    outer: BTreeMap<Pid, i32>,
 }
 
 impl<'a> Gardener<'a> {
     /// The runner area must be mapped in this process, and every signal be blocked.
-    /// `space`: the PID namespace that the members get, where they get one. `terminals`: those that control their sessions.
+    /// `space`: the PID namespace that the members get, where they get one. `terminals`: those that control their sessions. `outer`: by
+    /// id of a member in that namespace, the id that is its own here, too: who stood in for it had it.
     pub fn new(
         image: &'a GroupImage,
         places: &'a Places,
         runner: RestoreRunner,
         (space, (heritage, opened)): (Option<&'a PidSpace>, (&'a Heritage, &'a Opened)),
-        terminals: Vec<Controlling>,
+        (terminals, outer): (Vec<Controlling>, BTreeMap<Pid, i32>),
     ) -> Self {
         let (members, units, staged) = (Members::new(), BTreeMap::new(), BTreeSet::new());
-        Self { image, places, runner, members, units, space, heritage, opened, staged, terminals }
+        Self { image, places, runner, members, units, space, heritage, opened, staged, terminals, outer }
     }
 
     /// Carries out the plan. Every member is then stopped, has no memory but the runner area, the vDSO, and what it inherits or passes on,
@@ -129,6 +133,17 @@ impl<'a> Gardener<'a> {
         self.member(pid)?.call(what, nr, [args[0], args[1], 0, 0, 0, 0]).map(drop)
     }
 
+    /// The ids that a member is to have. The one outside is left to the kernel where somebody has it by now.
+    fn ids(&self, pid: Pid) -> CloneArgs {
+        let is_free =
+            |id: &i32| nix::sys::signal::kill(nix::unistd::Pid::from_raw(*id), None) == Err(Errno::ESRCH);
+        CloneArgs {
+            pid: Some(pid.0),
+            outer: self.outer.get(&pid).copied().filter(is_free),
+            ..Default::default()
+        }
+    }
+
     /// A copy of ourselves in the unit's namespaces and cgroup.
     fn create_root(&self, pid: Pid, unit: UnitIndex, temporary: bool) -> Result<Member, Failure> {
         let place = self.places.get(unit)?;
@@ -152,7 +167,7 @@ impl<'a> Gardener<'a> {
 
     /// Same, as a child of the PID namespace's init.
     fn adopt_root(&self, space: &PidSpace, pid: Pid, unit: UnitIndex) -> Result<Member, Failure> {
-        let args = CloneArgs { flags: CLEAR_SIGHAND, exit_signal: 0, pid: Some(pid.0), cgroup: None };
+        let args = CloneArgs { flags: CLEAR_SIGHAND, ..self.ids(pid) };
         let adoption = space.adopt(self.places, unit, &args).map_err(|e| taken(&e, pid))?;
         let thread = seize(adoption.root)?;
         self.places.get(unit)?.move_in(thread.tid(), "")?;
@@ -167,7 +182,7 @@ impl<'a> Gardener<'a> {
     fn clone_root(&self, pid: Pid, unit: UnitIndex, cgroup: Option<RawFd>) -> Result<Stopped, Failure> {
         let place = self.places.get(unit)?;
         let exit_signal = self.record(pid).map_or(0, |r| r.exit_signal);
-        let args = CloneArgs { flags: CLEAR_SIGHAND, exit_signal, pid: Some(pid.0), cgroup };
+        let args = CloneArgs { flags: CLEAR_SIGHAND, exit_signal, cgroup, ..self.ids(pid) };
         let tid = self
             .places
             .within(unit, || clone_paused(&args))?
@@ -199,14 +214,14 @@ impl<'a> Gardener<'a> {
         }
         let quiet = sibling || temporary;
         let exit_signal = if quiet { 0 } else { self.record(pid).map_or(0, |r| r.exit_signal) };
-        let args = CloneArgs { flags, exit_signal, pid: Some(pid.0), cgroup: None };
+        let args = CloneArgs { flags, exit_signal, ..self.ids(pid) };
         let runner = self.runner;
         if !share.space {
             self.stage(maker)?;
         }
         let maker = self.member(maker)?;
         let mut batch = maker.batch();
-        push_clone(&mut batch, &args, pid);
+        push_clone(&mut batch, &args);
         let (_, mut children) =
             maker.run_with_children("make a process", &batch).map_err(|e| taken(&e, pid))?;
         match (children.pop(), children.is_empty()) {
@@ -302,8 +317,8 @@ fn taken(failure: &Failure, pid: Pid) -> Failure {
 }
 
 /// Puts clone3(2) with its arguments into a batch.
-pub(super) fn push_clone(batch: &mut Batch, args: &CloneArgs, pid: Pid) {
-    let set_tid = batch.data(&pid.0.to_le_bytes());
+pub(super) fn push_clone(batch: &mut Batch, args: &CloneArgs) {
+    let set_tid = batch.data(&args.ids().map(i32::to_le_bytes).concat());
     let raw = batch.data(&args.encode(set_tid.get()));
     batch.must(libc::SYS_clone3, [raw.get(), CLONE_ARGS_SIZE as u64, 0, 0, 0, 0]);
 }

@@ -32,8 +32,8 @@ pub fn make_threads(leader: &mut Member, threads: &[ThreadRecord]) -> Result<Vec
     for some in threads.chunks(500) {
         let mut batch = leader.batch();
         for thread in some {
-            let args = CloneArgs { flags: THREAD, exit_signal: 0, pid: Some(thread.tid.0), cgroup: None };
-            push_clone(&mut batch, &args, thread.tid);
+            let args = CloneArgs { flags: THREAD, pid: Some(thread.tid.0), ..Default::default() };
+            push_clone(&mut batch, &args);
         }
         let (_, children) = leader.run_with_children("make threads", &batch)?;
         if children.len() != some.len() {
