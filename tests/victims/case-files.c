@@ -904,6 +904,32 @@ CASE(flock_of_directory)
 	same(flock(two, LOCK_SH | LOCK_NB), -1);
 }
 
+REFUSED(flock_of_fifo, "file-lock")
+{
+	must(mkfifo(in_dir("fifo"), 0600));
+	int fd = must(open(in_dir("fifo"), O_RDWR));
+	must(flock(fd, LOCK_EX));
+	restored();
+}
+
+REFUSED(ofd_lock_of_memfd, "file-lock")
+{
+	int fd = must(memfd_create("locked", 0));
+	struct flock lock = { .l_type = F_WRLCK, .l_len = 1 };
+	must(fcntl(fd, F_OFD_SETLK, &lock));
+	restored();
+}
+
+CASE(posix_lock_of_memfd)
+{
+	int fd = must(memfd_create("locked", 0));
+	struct flock lock = { .l_type = F_WRLCK, .l_len = 1 }, told = { .l_type = F_WRLCK };
+	must(fcntl(fd, F_SETLK, &lock));
+	restored();
+	must(fcntl(fd, F_OFD_GETLK, &told));
+	same(told.l_type, F_WRLCK);
+}
+
 CASE(lease_read)
 {
 	close(file("f", O_RDWR));

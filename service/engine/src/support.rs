@@ -71,6 +71,11 @@ const FILES: &[Row] = &[
     refused("namespace of others", "namespace-descriptor", ""),
     refused("file on no mounted file system", "path-unreachable", ""),
     refused("lease that is being broken", "file-lease", ""),
+    refused(
+        "flock(2) and OFD locks of what is no file: FIFO, memfd, terminal",
+        "file-lock",
+        "POSIX locks of them are restored",
+    ),
 ];
 
 /// Descriptors that are objects of the kernel.
@@ -124,7 +129,8 @@ const OBJECTS: &[Row] = &[
 const SOCKETS: &[Row] = &[
     restored(
         "unix, inside the group",
-        "queues, descriptors and credentials in flight, names, SO_PEERCRED, ends that are closed",
+        "queues, descriptors and credentials in flight, names, SO_PEERCRED, ends that are closed; an empty message among others is met by \
+         one checkpoint only",
     ),
     reset("unix stream to outside", "", "hung up; the journal's is connected to it again"),
     restored("unix datagram to outside", "connected again by the peer's name"),
@@ -137,6 +143,11 @@ const SOCKETS: &[Row] = &[
         "goes on where it stands as it did, else reset: see ckpt-group(5)",
     ),
     reset("TCP that was written to and not accepted", "tcp-waiting", "reset"),
+    reset(
+        "TCP whose other end was closed with more under way than there was room for",
+        "tcp-under-way",
+        "reset, where its end would come too early",
+    ),
     restored("UDP, UDP-Lite, ICMP, raw", "address, peer, options, multicast groups"),
     restored(
         "datagrams that wait in UDP and UDP-Lite sockets",
@@ -151,6 +162,16 @@ const SOCKETS: &[Row] = &[
         "lost; of netlink: netlink-queue",
     ),
     reset("errors and the error queue (MSG_ERRQUEUE) of a datagram socket", "socket-error", "lost"),
+    reset(
+        "time stamps and ends of MSG_ZEROCOPY that wait in the error queue of a TCP connection",
+        "",
+        "lost",
+    ),
+    reset(
+        "TCP_WINDOW_CLAMP and IPV6_V6ONLY of a connection, keys of TCP_MD5SIG",
+        "",
+        "not kept; the keys nobody is told of by the socket",
+    ),
     refused(
         "unix connection that was written to and not accepted",
         "unix-waiting",

@@ -9,6 +9,7 @@ use ckpt_image::records::{
     DescriptionId, DescriptionKind, DescriptionRecord, DescriptorRecord, FdTableId, FdTableRecord,
     PipeRecord, QueueRecord, UnitIndex,
 };
+use ckpt_sys::descriptor::fdinfo::{LockKind, LockLine};
 use ckpt_sys::descriptor::{self, Place, fdinfo};
 use nix::errno::Errno;
 use nix::libc;
@@ -411,6 +412,20 @@ impl<'a> DescriptorCapture<'a> {
     }
 
     fn kind(&mut self, found: &Found) -> Result<DescriptionKind, Refusal> {
+        let kind = self.kind_without_locks(found)?;
+        let of_description = |lock: &LockLine| matches!(lock.kind, LockKind::Flock | LockKind::Ofd);
+        match kind {
+            DescriptionKind::File { .. } => Ok(kind),
+            _ if found.info.locks.iter().any(of_description) => Err(Refusal::new(
+                "file-lock",
+                "it is locked (flock(2), F_OFD_SETLK), and is no ordinary file: whoever waits for the lock would have it at once",
+                "lock a file",
+            )),
+            _ => Ok(kind),
+        }
+    }
+
+    fn kind_without_locks(&mut self, found: &Found) -> Result<DescriptionKind, Refusal> {
         match classify(&found.link, found.stat.st_mode, found.info.flags) {
             Class::File => file::capture(self, found),
             Class::Pipe => pipe::capture(self, found),

@@ -145,8 +145,9 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
                 Ok(Other::Outside) => goes_on(),
                 Ok(Other::Waiting(_)) if !listeners.iter().any(|at| leads_to(remote, at)) => goes_on(),
                 Ok(Other::Waiting(other)) => waiting(cx, &found, &address, other),
-                Ok(Other::Gone) => tcp::capture_last(cx.depth, found.fd())
-                    .map(|tcp| InetState::PeerGone { remote: address.clone(), tcp }),
+                Ok(Other::Closing) if !tcp::is_read_closed(found.fd()) => Ok(under_way(cx, &found, address)),
+                Ok(Other::Closing) => gone(cx.depth, &found, address),
+                Ok(Other::Gone) => gone(cx.depth, &found, address),
             },
         };
         match state {
@@ -162,6 +163,8 @@ enum Other {
     Outside,
     /// Nobody yet: it waits to be accepted.
     Waiting(TcpEnd),
+    /// Nobody any more; but what was written there is not all here.
+    Closing,
     /// Nobody any more.
     Gone,
 }
@@ -184,6 +187,8 @@ fn other_end(
     Ok(match diag.find(*remote, *local).map_err(&failed)? {
         Some(other) if other.inode != 0 => Other::Outside,
         Some(other) if UNACCEPTED.contains(&other.state) => Other::Waiting(other),
+        // The end itself counts as one.
+        Some(other) if other.unsent > 1 => Other::Closing,
         None if !diag.is_local(remote.ip()) => Other::Outside,
         _ => Other::Gone,
     })
@@ -221,6 +226,20 @@ fn waiting(
     let text = "it was connected and written to, and has not been accepted yet: after a restore it is reset";
     cx.warn(found, Refusal::new("tcp-waiting", text, "take the checkpoint again"));
     Ok(InetState::Reset { remote })
+}
+
+/// A connection whose other end was closed.
+fn gone(depth: Depth, found: &Found, remote: Vec<u8>) -> Result<InetState, Errno> {
+    tcp::capture_last(depth, found.fd()).map(|tcp| InetState::PeerGone { remote, tcp })
+}
+
+/// The same where the rest of what was written to it waits in a socket that no process has, until there is room: nobody can read it
+/// there, and the end must not come before it.
+fn under_way(cx: &mut DescriptorCapture<'_>, found: &Found, remote: Vec<u8>) -> InetState {
+    let text =
+        "its other end was closed with more to be read than there is room for: after a restore it is reset";
+    cx.warn(found, Refusal::new("tcp-under-way", text, "take the checkpoint again"));
+    InetState::Reset { remote }
 }
 
 /// Reads a struct sockaddr_in or sockaddr_in6; a v4 address in v6 form is that v4 address.

@@ -54,7 +54,7 @@ pub(super) fn is_connection(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Whether nothing more can be read, be it that the other end or this one has ended that.
-fn is_read_closed(fd: BorrowedFd<'_>) -> bool {
+pub(super) fn is_read_closed(fd: BorrowedFd<'_>) -> bool {
     socket::ready(fd, libc::POLLRDHUP).unwrap_or(0) & libc::POLLRDHUP != 0
 }
 

@@ -27,6 +27,8 @@ pub struct TcpEnd {
     pub state: u8,
     /// Bytes that it has received and nobody has read.
     pub unread: u32,
+    /// Bytes that the other end has not acknowledged; its end counts as one.
+    pub unsent: u32,
     /// 0 where no process has it.
     pub inode: u32,
 }
@@ -94,7 +96,12 @@ impl TcpDiag {
         match answer.payload {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(told)) => {
                 let header = told.header;
-                Ok(Some(TcpEnd { state: header.state, unread: header.recv_queue, inode: header.inode }))
+                Ok(Some(TcpEnd {
+                    state: header.state,
+                    unread: header.recv_queue,
+                    unsent: header.send_queue,
+                    inode: header.inode,
+                }))
             }
             NetlinkPayload::Error(error) => Err(Errno::from_raw(-error.raw_code())),
             NetlinkPayload::Done(_) => Ok(None),
@@ -132,7 +139,10 @@ mod tests {
         let diag = TcpDiag::open().unwrap();
         assert!(diag.is_local(local.ip()));
         // Nobody has accepted it.
-        assert_eq!(diag.find(remote, local).unwrap(), Some(TcpEnd { state: 1, unread: 5, inode: 0 }));
+        assert_eq!(
+            diag.find(remote, local).unwrap(),
+            Some(TcpEnd { state: 1, unread: 5, unsent: 0, inode: 0 })
+        );
         let (server, _) = listener.accept().unwrap();
         let inode = |fd: &dyn AsFd| nix::sys::stat::fstat(fd.as_fd()).unwrap().st_ino as u32;
         assert_eq!(diag.find(remote, local).unwrap().map(|end| end.inode), Some(inode(&server)));
