@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         let name = format!("incremental-aio-{tracker}");
         tests.push(test(&name, move |name| requests_are_made_once(name, tracker)));
     }
+    tests.push(test("incremental-calls-write-protect", calls_go_on));
     tests.push(test("incremental-asked-for", an_incremental_needs_a_parent));
     tests.push(test("incremental-daemon-restart", a_full_follows_the_daemons_restart));
     tests
@@ -100,6 +101,19 @@ fn what_is_idle_is_not_stored(name: &str, tracker: &str) {
     group.kill();
     group.restore_id(small["id"].as_str().expect("an id"));
     assert_eq!(victim.ask(), 0);
+}
+
+/// Calls that were being made when their process began to be dispatched go on, for as long as they were to, here and in a restore.
+fn calls_go_on(name: &str) {
+    let group = group(name, "write-protect");
+    let limits = group.victim_at("limits", &victim_program("case-time"), "limits_keep_their_rest", "");
+    let blocked = group.victim_at("blocked", &victim_program("blocked"), "", "");
+    skip_without(&group, "write-protect");
+    let made = group.checkpoint(&[]);
+    assert_eq!((&made["kind"], &made["tracker"]), (&"incremental".into(), &"write-protect".into()), "{made}");
+    group.checkpoint(&["--stop"]);
+    group.restore();
+    assert_eq!((limits.ask(), blocked.ask()), (0, 0));
 }
 
 /// Requests of kernel AIO that are under way at any moment are made once, whatever watches the memory they write to.

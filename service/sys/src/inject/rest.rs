@@ -4,6 +4,7 @@ mod detour;
 
 use std::time::Duration;
 
+use super::Live;
 use super::held::Held;
 use crate::error::Result;
 use crate::ptrace::Registers;
@@ -19,9 +20,18 @@ const RED_ZONE: u64 = 128;
 pub(super) struct Rest {
     place: usize,
     value: u64,
+    /// What lies at `value`, where that is the address of a struct timespec.
+    time: Option<[u8; 16]>,
 }
 
 impl Rest {
+    /// Whether it is in place already.
+    fn is_set(self, regs: &Registers) -> bool {
+        let mut set = *regs;
+        self.set(&mut set);
+        set == *regs
+    }
+
     /// Puts the rest in place of the whole time.
     pub(super) fn set(self, regs: &mut Registers) {
         let arguments =
@@ -29,6 +39,13 @@ impl Rest {
         if let Some(argument) = arguments.into_iter().nth(self.place) {
             *argument = self.value;
         }
+    }
+}
+
+impl Live {
+    /// Makes interrupted calls right for threads whose calls are dispatched from now on, each with 16 bytes for what is left of its time.
+    pub(crate) fn before_dispatch(&mut self, places: impl Iterator<Item = VirtAddr>) -> Result<()> {
+        self.threads.iter_mut().zip(places).try_for_each(|(held, place)| held.before_dispatch(place))
     }
 }
 
@@ -90,6 +107,29 @@ impl Held {
         restart::original(&self.code_before()) == Some(nr)
     }
 
+    /// For the live thread alone, whose calls are dispatched from now on: the call is made again, not gone on with by the kernel, so that the next
+    /// stop knows it, and a rest in memory goes to where 16 bytes are free. Below the red zone comes the frame of the signal by which the
+    /// call is dispatched.
+    fn before_dispatch(&mut self, to: VirtAddr) -> Result<()> {
+        let mut registers = self.registers;
+        if registers.rax as i64 == RESTARTBLOCK && registers.orig_rax != RESTART_SYSCALL {
+            let arguments = restart::interrupted(&registers).map(|call| call.args).unwrap_or_default();
+            match self.rest {
+                Some(rest) => rest.set(&mut registers),
+                None if Limit::of(registers.orig_rax, &arguments).is_some() => return Ok(()),
+                None => restart::ask_for_the_rest(registers.orig_rax, &mut registers),
+            }
+            registers.rax = ERESTARTNOHAND as u64;
+        }
+        if let Some((rest, time)) = self.rest.and_then(|rest| Some((rest, rest.time?)))
+            && rest.is_set(&registers)
+        {
+            remote::write(self.tid, to, &time)?;
+            Rest { value: to.0, ..rest }.set(&mut registers);
+        }
+        if registers == self.registers { Ok(()) } else { self.go_on_with(registers) }
+    }
+
     fn go_on_with(&mut self, registers: Registers) -> Result<()> {
         self.stopped()?.set_registers(&registers)?;
         self.registers = registers;
@@ -111,7 +151,7 @@ impl Held {
                 let whole = Duration::from_millis(call.args[place] & 0x7fff_ffff);
                 // Rounded up: no call may end before its time.
                 let millis = whole.saturating_sub(elapsed).as_nanos().div_ceil(1_000_000);
-                Rest { place, value: u64::try_from(millis).ok()? }
+                Rest { place, value: u64::try_from(millis).ok()?, time: None }
             }
             Limit::Socket { .. } => return None,
             Limit::Timespec(place) => {
@@ -124,7 +164,7 @@ impl Held {
                 words[..8].copy_from_slice(&rest.as_secs().to_le_bytes());
                 words[8..].copy_from_slice(&u64::from(rest.subsec_nanos()).to_le_bytes());
                 remote::write(self.tid, VirtAddr(value), &words).ok()?;
-                Rest { place, value }
+                Rest { place, value, time: Some(words) }
             }
         };
         Some((nr, call, rest))

@@ -42,6 +42,7 @@ impl Live {
         }
         let Some(head) = self.with_stacks(&control, head, deadline)? else { return Ok(false) };
         let Some(slots) = self.assign(&control)? else { return Ok(false) };
+        self.keep_rests(&control, &head, &slots)?;
         let mut out = self.left_out(&slots, &head, deadline)?;
         let Some(out) = &mut out else { return Ok(false) };
         let ours = AddrRange::new(control.at, size_of::<Wire>() as u64);
@@ -180,6 +181,11 @@ impl Live {
         self.give_stacks(&without, slots, head, deadline)?;
         out.extend(self.stacks()?);
         Ok(Some(out))
+    }
+
+    /// Interrupted calls are dispatched when they are made again. What is left of their time lies at the far end of the slot's alternate stack.
+    fn keep_rests(&mut self, control: &Control, head: &Head, slots: &[u64]) -> Result<()> {
+        self.before_dispatch(slots.iter().map(|slot| control.stack(head, *slot).start))
     }
 
     /// Threads without an alternate signal stack get one of ours.
