@@ -103,17 +103,20 @@ fn what_is_idle_is_not_stored(name: &str, tracker: &str) {
     assert_eq!(victim.ask(), 0);
 }
 
-/// Calls that were being made when their process began to be dispatched go on, for as long as they were to, here and in a restore.
+/// Calls that were being made when their process began to be dispatched go on, for as long as they were to, here and in a restore; and
+/// processes that share their memory (CLONE_VM), which must not be protected, live on.
 fn calls_go_on(name: &str) {
     let group = group(name, "write-protect");
     let limits = group.victim_at("limits", &victim_program("case-time"), "limits_keep_their_rest", "");
     let blocked = group.victim_at("blocked", &victim_program("blocked"), "", "");
+    let sharing = group.victim_at("sharing", &victim_program("sharing"), "", "");
     skip_without(&group, "write-protect");
     let made = group.checkpoint(&[]);
+    assert_eq!(sharing.ask(), 0);
     assert_eq!((&made["kind"], &made["tracker"]), (&"incremental".into(), &"write-protect".into()), "{made}");
     group.checkpoint(&["--stop"]);
     group.restore();
-    assert_eq!((limits.ask(), blocked.ask()), (0, 0));
+    assert_eq!((limits.ask(), blocked.ask(), sharing.ask()), (0, 0, 0));
 }
 
 /// Requests of kernel AIO that are under way at any moment are made once, whatever watches the memory they write to.

@@ -197,14 +197,10 @@ impl Capture {
 
         let mut memory = self.plan.begin();
         memory.know_rings(std::mem::take(&mut open.rings));
-        let (direct, mut with_rings) =
-            (spaces_of(&people, &open.direct), spaces_of(&people, &open.with_rings));
-        let has_context =
-            |space: &SpaceFacts| self.contexts.keys().any(|(pid, _)| *pid == space.pid.as_raw());
-        let with_contexts = people.spaces.iter().enumerate().filter(|(_, space)| has_context(space));
-        with_rings.extend(with_contexts.map(|(index, _)| SpaceId(index as u32)));
+        let direct = spaces_of(&people, &open.direct);
+        let not_protected = not_protected(&people, &open.with_rings, &self.contexts);
         memory.know_contexts(std::mem::take(&mut self.contexts));
-        let taking = Spaces { group, units: &self.units, deadline, direct, with_rings };
+        let taking = Spaces { group, units: &self.units, deadline, direct, not_protected };
         let registries = (&mut self.files, &mut self.objects, &mut *time);
         let spaces = taking.take(&people.spaces, members, &mut chain, &mut memory, &mut early, registries)?;
         refuse(group, memory.problems())?;
@@ -405,6 +401,23 @@ fn descriptors(
 fn spaces_of(people: &members::Captured, tables: &HashSet<FdTableId>) -> HashSet<SpaceId> {
     let bodies = people.processes.iter().filter_map(|process| process.body.as_ref());
     bodies.filter(|body| tables.contains(&body.fd_table)).map(|body| body.space).collect()
+}
+
+/// Spaces that user space must not protect: the kernel writes to them for rings of io_uring(7) (`with_rings`) and contexts of kernel AIO, or
+/// several processes have them (CLONE_VM), each with signal handlers and dispatching of its own.
+fn not_protected(
+    people: &members::Captured,
+    with_rings: &HashSet<FdTableId>,
+    contexts: &HashMap<(i32, VirtAddr), u32>,
+) -> HashSet<SpaceId> {
+    let mut spaces = spaces_of(people, with_rings);
+    let has_context = |space: &SpaceFacts| contexts.keys().any(|(pid, _)| *pid == space.pid.as_raw());
+    let with_contexts = people.spaces.iter().enumerate().filter(|(_, space)| has_context(space));
+    spaces.extend(with_contexts.map(|(index, _)| SpaceId(index as u32)));
+    let mut seen = HashSet::new();
+    let bodies = people.processes.iter().filter_map(|process| process.body.as_ref());
+    spaces.extend(bodies.map(|body| body.space).filter(|space| !seen.insert(*space)));
+    spaces
 }
 
 /// NotCheckpointable if there is an error among the problems.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use ckpt_image::Tracker;
 use ckpt_image::records::{SpaceId, SpaceRecord, UnitRecord};
 use ckpt_sys::Error as SysError;
 use ckpt_sys::thread::Deadline;
@@ -25,8 +26,8 @@ pub(super) struct Spaces<'a> {
     pub deadline: Deadline,
     /// Those that devices write to unseen (`direct.rs`).
     pub direct: HashSet<SpaceId>,
-    /// Those of processes with rings of io_uring(7).
-    pub with_rings: HashSet<SpaceId>,
+    /// Those that user space must not protect.
+    pub not_protected: HashSet<SpaceId>,
 }
 
 /// A space with what watches it.
@@ -91,7 +92,10 @@ impl Spaces<'_> {
     ) -> Result<Vec<Watched<'f>>, Error> {
         // What is watched no more makes room first: a space can have one userfaultfd only.
         let known: HashSet<&SpaceKey> = keys.iter().collect();
-        chain.spaces.retain(|key, _| known.contains(key));
+        // What must not be protected once may be the next time: a child of vfork(2) is gone soon.
+        let protects = chain.tracker.kind() == Tracker::WriteProtect;
+        let is_kept = |space: &WatchedSpace| !protects || space.watch.is_some();
+        chain.spaces.retain(|key, space| known.contains(key) && is_kept(space));
         let unwatched = keys.iter().filter(|key| !chain.spaces.contains_key(*key)).map(SpaceKey::pid);
         let mut new = members.watch(unwatched.collect(), chain, self.deadline).map_err(|e| self.failed(e))?;
         let watched = |(index, (facts, key)): (usize, (&'f SpaceFacts, &SpaceKey))| {
@@ -104,9 +108,7 @@ impl Spaces<'_> {
             if let Some(watch) = &mut space.watch {
                 watch.enter(live);
             }
-            // What the kernel writes for a ring would meet protected pages.
-            let has_ring = self.with_rings.contains(&SpaceId(index as u32));
-            if has_ring && chain.tracker.kind() == ckpt_image::Tracker::WriteProtect {
+            if protects && self.not_protected.contains(&SpaceId(index as u32)) {
                 space.watch = None;
             }
             Ok((facts, space))
