@@ -72,6 +72,11 @@ const FILES: &[Row] = &[
     refused("file on no mounted file system", "path-unreachable", ""),
     refused("lease that is being broken", "file-lease", ""),
     refused(
+        "files of pressure stall information that are open for writing",
+        "pressure-trigger",
+        "/proc/pressure, memory.pressure of cgroups",
+    ),
+    refused(
         "flock(2) and OFD locks of what is no file: FIFO, memfd, terminal",
         "file-lock",
         "POSIX locks of them are restored",

@@ -30,6 +30,7 @@ const KMSG: (u64, u64) = (1, 11);
 pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<DescriptionKind, Refusal> {
     let (path, deleted) = name_of(found);
     let path = path.as_path();
+    refuse_trigger(found, path)?;
     if let Some(kind) = proc_file(cx, found, path, deleted)? {
         return Ok(kind);
     }
@@ -75,6 +76,26 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         }
     }
     Ok(DescriptionKind::File { file, flock, ofd_locks, lease })
+}
+
+/// A trigger of pressure stall information belongs to the description that it was written to, and nobody can read it.
+fn refuse_trigger(found: &Found, path: &Path) -> Result<(), Refusal> {
+    let may_have_one = found.info.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY && tells_pressure(path);
+    match may_have_one {
+        true => Err(Refusal::new(
+            "pressure-trigger",
+            "it is open for writing, so it may have a trigger, which the kernel does not tell",
+            "close it before the checkpoint, or start the service with MEMORY_PRESSURE_WATCH=/dev/null",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether a file tells of stalls: of the machine, or of a cgroup (Documentation/accounting/psi.rst of the kernel).
+fn tells_pressure(path: &Path) -> bool {
+    let of_cgroup =
+        path.starts_with("/sys/fs/cgroup") && path.extension().is_some_and(|end| end == "pressure");
+    path.starts_with("/proc/pressure") || of_cgroup
 }
 
 /// Whether a lease is not what its holder was given any more (fcntl(2), F_GETLEASE tells what it is to become).
@@ -341,4 +362,19 @@ pub(super) fn finish(
             .map_err(Error::call("fcntl(F_OFD_SETLK)", cx.describe(record)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_pressure_are_known() {
+        for there in ["/proc/pressure/memory", "/sys/fs/cgroup/system.slice/a.service/memory.pressure"] {
+            assert!(tells_pressure(Path::new(there)), "{there}");
+        }
+        for other in ["/proc/meminfo", "/sys/fs/cgroup/memory.stat", "/srv/tyre.pressure"] {
+            assert!(!tells_pressure(Path::new(other)), "{other}");
+        }
+    }
 }
