@@ -145,18 +145,14 @@ impl Cgroup {
         Ok(members)
     }
 
-    /// Every thread in it and below, in no order; `None` where the kernel does not list them.
-    pub fn threads(&self) -> Result<Option<Vec<Pid>>> {
-        let text = match fs::read_to_string(self.dir.join("cgroup.threads")) {
-            Ok(text) => text,
-            Err(_) => return Ok(None),
-        };
+    /// Every thread in it and below, in no order; `None` where they cannot be listed.
+    pub fn threads(&self) -> Option<Vec<Pid>> {
+        let text = fs::read_to_string(self.dir.join("cgroup.threads")).ok()?;
         let mut threads: Vec<Pid> = parse_procs(&text).collect();
-        for child in self.children()? {
-            let Some(below) = child.threads()? else { return Ok(None) };
-            threads.extend(below);
+        for child in self.children().ok()? {
+            threads.extend(child.threads()?);
         }
-        Ok(Some(threads))
+        Some(threads)
     }
 
     /// Takes a process into it, with all its threads.

@@ -104,8 +104,7 @@ pub fn seize_frozen(frozen: Frozen, deadline: Deadline) -> Result<Vec<Process>> 
 /// Whether every thread in a cgroup is known: one list, where a look at each process again would be as many as there are. False where it
 /// cannot be told.
 fn is_known(cgroup: &Cgroup, known: &HashSet<Pid>) -> bool {
-    let threads = cgroup.threads().ok().flatten();
-    threads.is_some_and(|threads| threads.iter().all(|tid| known.contains(tid)))
+    cgroup.threads().is_some_and(|threads| threads.iter().all(|tid| known.contains(tid)))
 }
 
 /// Stops every thread of some processes while others run on. Those that end meanwhile are left out.

@@ -2,7 +2,7 @@
 //!
 //! Registries first: what descriptors, mappings and processes have in common is recorded once, whoever meets it first.
 
-pub mod contexts;
+mod contexts;
 pub mod direct;
 pub mod ephemeral;
 pub mod family;
@@ -20,7 +20,7 @@ pub mod pipe;
 pub mod precopy;
 pub mod process;
 pub mod questions;
-pub mod rings;
+mod rings;
 pub mod session;
 pub mod sharing;
 mod shown;
@@ -28,6 +28,7 @@ mod spaces;
 pub mod sysv;
 pub mod text;
 pub mod thread;
+pub mod under_way;
 pub mod undo;
 
 pub use files::Files;

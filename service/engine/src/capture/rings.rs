@@ -5,14 +5,9 @@
 //!                        ▲  what completed is posted by its thread            │
 //!                        └──────────── not yet ───────────────────────────────┘  until the patience ends: refused, or another attempt
 //! ```
-//! A request writes to files and memory until it completes, so none may be under way when snapshots and pages are taken: the image
-//! would tell of a write that the snapshot does not have. New ones are not made, since no thread runs.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::time::Duration;
 
-use ckpt_image::records::UnitRecord;
 use ckpt_sys::Error as SysError;
 use ckpt_sys::batch::Batch;
 use ckpt_sys::descriptor;
@@ -22,26 +17,13 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::fstat;
 
+use super::Member;
 use super::member::refusal;
-use super::{Member, Members};
-use crate::Problem;
+use super::under_way::{PAUSE, Quiet};
 use crate::kinds;
 use crate::kinds::io_uring::under_way;
 
-/// Requests to disks end within this, or it takes another attempt.
-const PATIENCE: Duration = Duration::from_millis(60);
 const CODE: &str = "io-uring";
-
-/// What came of waiting.
-#[derive(Debug, Default)]
-pub struct Quiet {
-    /// The rings in which nothing is under way, by inode.
-    pub rings: HashSet<u64>,
-    /// What is under way in others.
-    pub busy: Vec<Problem>,
-    /// What stands against a checkpoint for good.
-    pub refused: Vec<Problem>,
-}
 
 /// A ring of a member.
 struct Ring {
@@ -50,46 +32,24 @@ struct Ring {
     ino: u64,
 }
 
-/// Waits for the requests of these processes (`with_rings`) to end, their threads being stopped. The rest of the group is not looked at.
+/// Waits for the requests of a prepared member's rings to end.
 ///
 /// Errors: those of running batches.
-pub fn wait(
-    members: &mut Members,
-    units: &[UnitRecord],
-    with_rings: &[i32],
-    deadline: Deadline,
-) -> Result<Quiet, SysError> {
-    let mut quiet = Quiet::default();
-    let until = Deadline::after(PATIENCE.min(deadline.left() / 3));
-    for member in &mut members.members {
-        if with_rings.contains(&member.live.process().as_raw()) {
-            of_member(member, units, &mut quiet, until, deadline)?;
-        }
-    }
-    Ok(quiet)
-}
-
-fn of_member(
+pub(super) fn wait(
     member: &mut Member,
-    units: &[UnitRecord],
+    unit: &str,
     quiet: &mut Quiet,
     until: Deadline,
     deadline: Deadline,
 ) -> Result<(), SysError> {
-    let unit = member.unit_name(units).to_owned();
     let mut rings = rings_of(member.live.pid().as_raw());
     rings.retain(|ring| !quiet.rings.contains(&ring.ino));
-    let prepared = member.begin_prepare(&unit, &mut quiet.refused)?
-        && member.end_prepare(&unit, deadline, &mut quiet.refused)?;
-    if !prepared {
-        return Ok(());
-    }
     let pid = member.live.process().as_raw();
     loop {
         if let Some(thread) = stir(member, deadline)? {
             let text = "a thread has registered the descriptor of a ring (io_uring_register_ring_fd(3))";
             let remedy = "configure the application not to use io_uring";
-            quiet.refused.push(refusal(CODE, &unit, pid, format!("thread {thread}"), text, remedy));
+            quiet.refused.push(refusal(CODE, unit, pid, format!("thread {thread}"), text, remedy));
             return Ok(());
         }
         rings.retain(|ring| {
@@ -102,7 +62,7 @@ fn of_member(
         if until.passed() {
             break;
         }
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(PAUSE);
     }
     for ring in rings {
         let told = io_uring::told(ring.fd.as_fd());
@@ -111,7 +71,7 @@ fn of_member(
         let object = format!("fd {} (anon_inode:[io_uring])", ring.number);
         quiet.busy.push(refusal(
             CODE,
-            &unit,
+            unit,
             pid,
             object,
             &text,

@@ -25,7 +25,7 @@ use super::members::{self, Members, SpaceFacts};
 use super::memory::{Copied, Plan};
 use super::spaces::{self, Spaces, in_time};
 use super::{Files, Freezer, Objects, Precopy};
-use super::{contexts, rings, sysv};
+use super::{sysv, under_way};
 use crate::api::{Group, Job, Problem, Severity, Unit};
 use crate::config::TcpChoice;
 use crate::error::Error;
@@ -139,22 +139,14 @@ impl Capture {
     /// Errors: NotCheckpointable; FreezeTimeout past the deadline.
     pub fn quiet(&mut self, members: &mut Members, deadline: Deadline) -> Result<Vec<Problem>, Error> {
         let (with_rings, with_contexts) = (self.plan.with_rings(), self.plan.with_contexts());
-        let mut busy = Vec::new();
-        if !with_rings.is_empty() {
-            let quiet = rings::wait(members, &self.units, &with_rings, deadline)
-                .map_err(|e| spaces::failed(&self.group, e))?;
-            refuse(&self.group, &quiet.refused)?;
-            self.quiet_rings = quiet.rings;
-            busy.extend(quiet.busy);
+        if with_rings.is_empty() && with_contexts.is_empty() {
+            return Ok(Vec::new());
         }
-        if !with_contexts.is_empty() {
-            let quiet = contexts::wait(members, &self.units, &with_contexts, deadline)
-                .map_err(|e| spaces::failed(&self.group, e))?;
-            refuse(&self.group, &quiet.refused)?;
-            self.contexts = quiet.contexts;
-            busy.extend(quiet.busy);
-        }
-        Ok(busy)
+        let quiet = under_way::wait(members, &self.units, (&with_rings, &with_contexts), deadline)
+            .map_err(|e| spaces::failed(&self.group, e))?;
+        refuse(&self.group, &quiet.refused)?;
+        (self.quiet_rings, self.contexts) = (quiet.rings, quiet.contexts);
+        Ok(quiet.busy)
     }
 
     /// The units, in the order of `UnitIndex`.

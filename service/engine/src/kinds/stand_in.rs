@@ -33,38 +33,106 @@ impl StandIns {
     pub(super) fn into_outer(self) -> BTreeMap<Pid, i32> {
         self.outer.into_inner()
     }
-}
 
-/// Makes a call whose only trace is in descriptors, as these credentials. Gives the pid, here, of who has made it.
-fn call_as(
-    stand_ins: &StandIns,
-    credentials: Credentials,
-    mut call: impl FnMut() -> Result<(), Errno>,
-) -> Result<i32, Errno> {
-    let ours = std::process::id() as i32;
-    let Some((pid, uid, gid)) = credentials.filter(|(pid, ..)| pid.0 > 1) else {
-        return as_ids(credentials, call).map(|()| ours);
-    };
-    let outer = stand_ins.outer.borrow().get(&pid).copied();
-    let flags = libc::CLONE_FILES as u64;
-    let mut stand_in = |outer| {
-        fork_with(&CloneArgs { flags, pid: Some(pid.0), outer, ..Default::default() }, || {
-            // Without it the ids would lose the right to go where the socket's node is; then the call itself tells.
-            let _ = ckpt_sys::attributes::keep_capabilities();
-            as_ids(Some((pid, uid, gid)), &mut call).map_or_else(|e| e as i32, |()| 0)
-        })
-    };
-    let child = stand_in(outer).or_else(|e| if outer.is_some() { stand_in(None) } else { Err(e) });
-    let ended = child.ok().and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)).ok());
-    match ended {
-        Some(WaitStatus::Exited(child, 0)) => {
-            if child.as_raw() != pid.0 {
-                stand_ins.outer.borrow_mut().entry(pid).or_insert(child.as_raw());
+    /// Makes a call whose only trace is in descriptors, as these credentials. Gives the pid, here, of who has made it.
+    fn call_as(
+        &self,
+        credentials: Credentials,
+        mut call: impl FnMut() -> Result<(), Errno>,
+    ) -> Result<i32, Errno> {
+        let ours = std::process::id() as i32;
+        let Some((pid, uid, gid)) = credentials.filter(|(pid, ..)| pid.0 > 1) else {
+            return as_ids(credentials, call).map(|()| ours);
+        };
+        let outer = self.outer.borrow().get(&pid).copied();
+        let flags = libc::CLONE_FILES as u64;
+        let mut stand_in = |outer| {
+            fork_with(&CloneArgs { flags, pid: Some(pid.0), outer, ..Default::default() }, || {
+                // Without it the ids would lose the right to go where the socket's node is; then the call itself tells.
+                let _ = ckpt_sys::attributes::keep_capabilities();
+                as_ids(Some((pid, uid, gid)), &mut call).map_or_else(|e| e as i32, |()| 0)
+            })
+        };
+        let child = stand_in(outer).or_else(|e| if outer.is_some() { stand_in(None) } else { Err(e) });
+        let ended = child.ok().and_then(|child| waitpid(child, Some(WaitPidFlag::__WALL)).ok());
+        match ended {
+            Some(WaitStatus::Exited(child, 0)) => {
+                if child.as_raw() != pid.0 {
+                    self.outer.borrow_mut().entry(pid).or_insert(child.as_raw());
+                }
+                Ok(child.as_raw())
             }
-            Ok(child.as_raw())
+            Some(WaitStatus::Exited(_, code)) => Err(Errno::from_raw(code)),
+            _ => as_ids(credentials, call).map(|()| ours),
         }
-        Some(WaitStatus::Exited(_, code)) => Err(Errno::from_raw(code)),
-        _ => as_ids(credentials, call).map(|()| ours),
+    }
+
+    /// socketpair(2).
+    pub(super) fn pair(&self, credentials: Credentials, kind: i32) -> Result<(OwnedFd, OwnedFd), Errno> {
+        // Their numbers are where a stand-in puts its own.
+        let (mut a, mut b) = socket::pair(kind)?;
+        self.call_as(credentials, || {
+            let (made_a, made_b) = socket::pair(kind)?;
+            nix::unistd::dup3(&made_a, &mut a, nix::fcntl::OFlag::O_CLOEXEC)?;
+            nix::unistd::dup3(&made_b, &mut b, nix::fcntl::OFlag::O_CLOEXEC)
+        })?;
+        Ok((a, b))
+    }
+
+    /// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in). Gives the pid, here, of who has
+    /// connected: what we are told of the peer that accepts it.
+    pub(super) fn connect(
+        &self,
+        credentials: Credentials,
+        fd: BorrowedFd<'_>,
+        address: &[u8],
+    ) -> Result<i32, Errno> {
+        match self.call_as(credentials, || socket::connect(fd, address)) {
+            Err(Errno::EACCES) => socket::connect(fd, address).map(|()| std::process::id() as i32),
+            other => other,
+        }
+    }
+
+    /// listen(2).
+    pub(super) fn listen(
+        &self,
+        credentials: Credentials,
+        fd: BorrowedFd<'_>,
+        backlog: i32,
+    ) -> Result<(), Errno> {
+        self.call_as(credentials, || socket::listen(fd, backlog)).map(drop)
+    }
+
+    /// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender; and by us, only one whose pid is
+    /// the same for us and for the members.
+    pub(super) fn send(
+        &self,
+        fd: BorrowedFd<'_>,
+        data: &[u8],
+        to: &[u8],
+        rights: &[BorrowedFd<'_>],
+        credentials: Credentials,
+    ) -> Result<(), Errno> {
+        let beside = credentials.map(|(pid, uid, gid)| (pid.0, uid, gid));
+        let whole = |beside| -> Result<(), Errno> {
+            let mut sent = message::send(fd, data, to, rights, beside)?;
+            while sent < data.len() {
+                sent += message::send(fd, &data[sent..], to, &[], beside)?;
+            }
+            Ok(())
+        };
+        if !are_elsewhere() {
+            match whole(beside) {
+                Err(Errno::ESRCH) => {}
+                other => return other,
+            }
+        }
+        let ours = std::process::id() as i32;
+        self.call_as(credentials, || {
+            let is_it = beside.is_some_and(|(pid, ..)| pid == std::process::id() as i32);
+            whole(if is_it { beside } else { beside.map(|(_, uid, gid)| (ours, uid, gid)) })
+        })
+        .map(drop)
     }
 }
 
@@ -84,76 +152,4 @@ fn as_ids<T>(credentials: Credentials, call: impl FnOnce() -> T) -> T {
     let result = call();
     let _ = seteuid(Uid::from_raw(0)).and_then(|()| setegid(Gid::from_raw(0)));
     result
-}
-
-/// socketpair(2).
-pub(super) fn pair(
-    stand_ins: &StandIns,
-    credentials: Credentials,
-    kind: i32,
-) -> Result<(OwnedFd, OwnedFd), Errno> {
-    // Their numbers are where a stand-in puts its own.
-    let (mut a, mut b) = socket::pair(kind)?;
-    call_as(stand_ins, credentials, || {
-        let (made_a, made_b) = socket::pair(kind)?;
-        nix::unistd::dup3(&made_a, &mut a, nix::fcntl::OFlag::O_CLOEXEC)?;
-        nix::unistd::dup3(&made_b, &mut b, nix::fcntl::OFlag::O_CLOEXEC)
-    })?;
-    Ok((a, b))
-}
-
-/// connect(2); as ourselves where these ids may not go there (a peer that had its socket passed in). Gives the pid, here, of who has
-/// connected: what we are told of the peer that accepts it.
-pub(super) fn connect(
-    stand_ins: &StandIns,
-    credentials: Credentials,
-    fd: BorrowedFd<'_>,
-    address: &[u8],
-) -> Result<i32, Errno> {
-    match call_as(stand_ins, credentials, || socket::connect(fd, address)) {
-        Err(Errno::EACCES) => socket::connect(fd, address).map(|()| std::process::id() as i32),
-        other => other,
-    }
-}
-
-/// listen(2).
-pub(super) fn listen(
-    stand_ins: &StandIns,
-    credentials: Credentials,
-    fd: BorrowedFd<'_>,
-    backlog: i32,
-) -> Result<(), Errno> {
-    call_as(stand_ins, credentials, || socket::listen(fd, backlog)).map(drop)
-}
-
-/// Sends a whole message, credentials beside it. Only a process that is there can be named as the sender; and by us, only one whose pid is
-/// the same for us and for the members.
-pub(super) fn send(
-    stand_ins: &StandIns,
-    fd: BorrowedFd<'_>,
-    data: &[u8],
-    to: &[u8],
-    rights: &[BorrowedFd<'_>],
-    credentials: Credentials,
-) -> Result<(), Errno> {
-    let beside = credentials.map(|(pid, uid, gid)| (pid.0, uid, gid));
-    let whole = |beside| -> Result<(), Errno> {
-        let mut sent = message::send(fd, data, to, rights, beside)?;
-        while sent < data.len() {
-            sent += message::send(fd, &data[sent..], to, &[], beside)?;
-        }
-        Ok(())
-    };
-    if !are_elsewhere() {
-        match whole(beside) {
-            Err(Errno::ESRCH) => {}
-            other => return other,
-        }
-    }
-    let ours = std::process::id() as i32;
-    call_as(stand_ins, credentials, || {
-        let is_it = beside.is_some_and(|(pid, ..)| pid == std::process::id() as i32);
-        whole(if is_it { beside } else { beside.map(|(_, uid, gid)| (ours, uid, gid)) })
-    })
-    .map(drop)
 }

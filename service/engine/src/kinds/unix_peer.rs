@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::rebuild::Rebuild;
-use super::{Error, options, stand_in, unix_name};
+use super::{Error, options, unix_name};
 
 const ROOM: i32 = 64 << 20;
 
@@ -55,7 +55,8 @@ pub(super) fn create(
                 return Ok(());
             }
             let fd = bound(cx, record, unix)?;
-            stand_in::listen(&cx.stand_ins, unix.credentials, fd.as_fd(), *backlog)
+            cx.stand_ins
+                .listen(unix.credentials, fd.as_fd(), *backlog)
                 .map_err(Error::call("listen", cx.describe(record)))?;
             cx.put(record.id, fd)
         }
@@ -120,7 +121,8 @@ pub(super) fn connect_waiting(
     let UnixState::Connected(UnixPeer::Waiting(listener)) = unix.state else { return Ok(()) };
     let fd = bound(cx, record, unix)?;
     let reach = cx.reach.get(&listener).ok_or_else(|| Error::Dangling(format!("listener {listener}")))?;
-    stand_in::connect(&cx.stand_ins, unix.credentials, fd.as_fd(), reach)
+    cx.stand_ins
+        .connect(unix.credentials, fd.as_fd(), reach)
         .map_err(Error::call("connect", cx.describe(record)))?;
     cx.put(record.id, fd)
 }
@@ -133,7 +135,9 @@ fn connect_datagram(
 ) -> Result<(), Error> {
     if let Some(other) = pair_of_unnamed(cx, record.id, unix) {
         if !cx.has(record.id) {
-            let (a, b) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
+            let (a, b) = cx
+                .stand_ins
+                .pair(unix.credentials, unix.kind)
                 .map_err(Error::call("socketpair", cx.describe(record)))?;
             cx.put(record.id, a)?;
             cx.put(other, b)?;
@@ -184,7 +188,9 @@ fn pair(
     let (other_record, other_unix) =
         unix_record(cx, other).ok_or_else(|| Error::Dangling(format!("unix socket {other}")))?;
     if unix.name.is_none() && other_unix.name.is_none() {
-        let (a, b) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
+        let (a, b) = cx
+            .stand_ins
+            .pair(unix.credentials, unix.kind)
             .map_err(Error::call("socketpair", cx.describe(record)))?;
         cx.put(record.id, a)?;
         return cx.put(other, b);
@@ -225,7 +231,7 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let failed = |op| Error::call(op, cx.describe(record));
     if let Some(id) = listener(cx, record.unit, unix.kind, name) {
         let listener = cx.get(id)?;
-        let caller = stand_in::connect(&cx.stand_ins, unix.credentials, client.as_fd(), &cx.reach[&id]);
+        let caller = cx.stand_ins.connect(unix.credentials, client.as_fd(), &cx.reach[&id]);
         let caller = caller.map_err(failed("connect"))?;
         return Ok((accept_ours(listener, caller).map_err(failed("accept"))?, client));
     }
@@ -234,10 +240,8 @@ fn meet(cx: &mut Rebuild<'_>, accepted: Side<'_>, connecting: Side<'_>) -> Resul
     let listener = socket::socket(libc::AF_UNIX, unix.kind, 0).map_err(failed("socket"))?;
     let reach = unix_name::bind(cx, listener.as_fd(), record.unit, &gone)?;
     let failed = |op| Error::call(op, cx.describe(record));
-    stand_in::listen(&cx.stand_ins, connecting.1.credentials, listener.as_fd(), 1)
-        .map_err(failed("listen"))?;
-    let caller = stand_in::connect(&cx.stand_ins, unix.credentials, client.as_fd(), &reach)
-        .map_err(failed("connect"))?;
+    cx.stand_ins.listen(connecting.1.credentials, listener.as_fd(), 1).map_err(failed("listen"))?;
+    let caller = cx.stand_ins.connect(unix.credentials, client.as_fd(), &reach).map_err(failed("connect"))?;
     Ok((accept_ours(listener.as_fd(), caller).map_err(failed("accept"))?, client))
 }
 
@@ -255,7 +259,9 @@ fn accept_ours(listener: BorrowedFd<'_>, caller: i32) -> Result<OwnedFd, Errno> 
 
 /// An end whose other end is not there: it will be closed when what it had sent is in the queue.
 fn half(cx: &mut Rebuild<'_>, record: &DescriptionRecord, unix: &UnixRecord) -> Result<(), Error> {
-    let (fd, end) = stand_in::pair(&cx.stand_ins, unix.credentials, unix.kind)
+    let (fd, end) = cx
+        .stand_ins
+        .pair(unix.credentials, unix.kind)
         .map_err(Error::call("socketpair", cx.describe(record)))?;
     if let Some(name) = &unix.name {
         // Its node, if there is one, is its listener's or nobody's.
@@ -340,7 +346,7 @@ fn send(cx: &Rebuild<'_>, sender: BorrowedFd<'_>, message: &UnixMessage, to: &[u
     if rights.len() != message.rights.len() {
         return Err(Errno::EBADF);
     }
-    stand_in::send(&cx.stand_ins, sender, &message.data, to, &rights, message.credentials)
+    cx.stand_ins.send(sender, &message.data, to, &rights, message.credentials)
 }
 
 /// Pass 5: shut down ends and options.

@@ -1,9 +1,10 @@
 //! Before the window.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use ckpt_sys::arena::Arena;
-use ckpt_sys::maps::{Mapping, read_smaps};
+use ckpt_sys::maps::{MapName, Mapping, read_smaps};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
@@ -80,14 +81,16 @@ fn look(
 
 /// Whether a mapping is memory of a ring of io_uring(7).
 fn is_ring(mapping: &Mapping) -> bool {
-    use ckpt_sys::maps::MapName;
-    matches!(&mapping.name, MapName::File { path, .. } if crate::kinds::is_ring(path))
+    is_of(mapping, crate::kinds::is_ring)
 }
 
 /// Whether a mapping is the ring of a context of kernel AIO.
 pub fn is_aio(mapping: &Mapping) -> bool {
-    use ckpt_sys::maps::MapName;
-    matches!(&mapping.name, MapName::File { path, .. } if aio::is_context(path))
+    is_of(mapping, aio::is_context)
+}
+
+fn is_of(mapping: &Mapping, is_one: fn(&Path) -> bool) -> bool {
+    matches!(&mapping.name, MapName::File { path, .. } if is_one(path))
 }
 
 /// Why the context of a ring cannot be captured whatever it does.
@@ -99,7 +102,6 @@ fn unseen(member: &Member<'_>, mapping: &Mapping) -> Option<Refusal> {
 
 /// A mapping as problems name it.
 pub(super) fn describe(mapping: &Mapping) -> String {
-    use ckpt_sys::maps::MapName;
     let range = format!("mapping {:x}-{:x}", mapping.range.start.0, mapping.range.end.0);
     match &mapping.name {
         MapName::None => range,
