@@ -4,6 +4,7 @@ use ckpt_wire::protect::{CLOSED, Dispatch, FOR_A_FORK, FREE, GONE, HELD, OPENED,
 use core::sync::atomic::{
     AtomicU8,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
+    compiler_fence,
 };
 
 pub const PAGE: u64 = 4096;
@@ -72,106 +73,137 @@ impl Drop for Lock {
     }
 }
 
-fn ranges() -> &'static [Protected] {
+/// Whether the table is the one of which `made` was read: not written anew since.
+fn is_still(made: u64) -> bool {
+    // What was read before is read before this: the daemon writes while this thread is stopped, at any instruction.
+    compiler_fence(SeqCst);
+    CONTROL.made.load(Relaxed) == made
+}
+
+/// What `look` sees in one and the same table. Without the lock the daemon may write it anew in the midst of a look, which then sees parts
+/// of two tables; that is looked at once more.
+fn seen<T>(look: impl Fn() -> T) -> T {
+    loop {
+        let made = CONTROL.made.load(Acquire);
+        let found = look();
+        if is_still(made) {
+            return found;
+        }
+    }
+}
+
+/// The ranges of the table, as long as it is that one.
+fn ranges(made: u64) -> &'static [Protected] {
     let (at, count) = (CONTROL.ranges.load(Acquire), CONTROL.count.load(Acquire));
-    if at == 0 || count == 0 {
+    if at == 0 || count == 0 || !is_still(made) {
         return &[];
     }
-    // SAFETY: the daemon stored the address of a table of that many ranges, which stays mapped for ever, and changes it
-    // only while this thread is stopped and the lock is free.
+    // SAFETY: the daemon stored the address of a table of that many ranges, whose memory stays mapped for ever. It changes it only
+    // while this thread is stopped and the lock is free; who has not the lock believes nothing before `is_still`.
     unsafe { core::slice::from_raw_parts(at as *const Protected, count as usize) }
 }
 
-/// The states of a range's pages, from its first on.
-fn states(range: &Protected) -> &'static [AtomicU8] {
-    let pages = (range.end - range.start) / PAGE;
-    // SAFETY: the daemon made room for a byte a page there.
-    unsafe {
-        let at = (CONTROL.ranges.load(Relaxed) + range.states) as *const AtomicU8;
-        core::slice::from_raw_parts(at, pages as usize)
-    }
+/// A range of the table, as it was when it was looked at, and the part of it that is meant.
+struct Part {
+    range: Protected,
+    /// The states of all pages of the range.
+    states: &'static [AtomicU8],
+    /// The first page.
+    from: usize,
+    /// Behind the last.
+    to: usize,
 }
 
-/// The ranges that overlap [start, end), each with the part of it as page numbers.
-fn overlapping(start: u64, end: u64) -> impl Iterator<Item = (&'static Protected, usize, usize)> {
-    let all = ranges();
+/// The ranges that overlap [start, end). It ends where the table is written anew.
+fn overlapping(start: u64, end: u64) -> impl Iterator<Item = Part> {
+    let made = CONTROL.made.load(Acquire);
+    let table = CONTROL.ranges.load(Acquire);
+    let all = ranges(made);
     let first = all.partition_point(|range| range.end <= start);
-    all[first..].iter().take_while(move |range| range.start < end).map(move |range| {
+    let copies = all[first..].iter().map_while(move |range| {
+        // SAFETY: a reference; volatile, because it is not to be read again after the look at `made`.
+        let copy = unsafe { core::ptr::from_ref(range).read_volatile() };
+        is_still(made).then_some(copy)
+    });
+    copies.take_while(move |range| range.start < end).map(move |range| {
+        let pages = (range.end - range.start) / PAGE;
+        // SAFETY: the daemon made room for a byte a page there, which stays mapped as the ranges do.
+        let states =
+            unsafe { core::slice::from_raw_parts((table + range.states) as *const AtomicU8, pages as usize) };
         let from = start.max(range.start) - range.start;
         let to = end.min(range.end) - range.start;
-        (range, (from / PAGE) as usize, to.div_ceil(PAGE) as usize)
+        Part { range, states, from: (from / PAGE) as usize, to: to.div_ceil(PAGE) as usize }
     })
 }
 
 /// Whether a page of [start, end) is closed.
 pub fn is_any_closed(start: u64, end: u64) -> bool {
-    overlapping(start, end)
-        .any(|(range, from, to)| states(range)[from..to].iter().any(|state| state.load(Acquire) == CLOSED))
+    let is_closed = |state: &AtomicU8| state.load(Acquire) == CLOSED;
+    seen(|| overlapping(start, end).any(|part| part.states[part.from..part.to].iter().any(is_closed)))
 }
 
 /// The state of the page of an address; `None` if it is in no range.
 pub fn state(address: u64) -> Option<u8> {
-    let (range, page, _) = overlapping(address, address + 1).next()?;
-    Some(states(range)[page].load(Acquire))
+    seen(|| overlapping(address, address + 1).next().map(|part| part.states[part.from].load(Acquire)))
 }
 
-/// Makes pages writable as the application made them. `false` if the kernel does not.
-fn unprotect(range: &Protected, from: usize, to: usize) -> bool {
-    let start = range.start + from as u64 * PAGE;
-    let args = [start as usize, (to - from) * PAGE as usize, range.prot as usize, 0, 0, 0];
-    // SAFETY: the pages are the application's, and get the protection that it gave them.
-    unsafe { pass::raw(libc::SYS_mprotect, args) == 0 }
-}
-
-/// Opens the closed pages among these of a range; the lock is held.
-fn open_part(range: &Protected, from: usize, to: usize) {
-    let all = states(range);
-    let mut at = from;
-    while at < to {
-        if all[at].load(Relaxed) != CLOSED {
-            at += 1;
-            continue;
-        }
-        let run = all[at..to].iter().position(|state| state.load(Relaxed) != CLOSED);
-        let mut end = run.map_or(to, |run| at + run);
-        if !unprotect(range, at, end) {
-            // Too many mappings (vm.max_map_count): all that hangs together in one.
-            while at > 0 && all[at - 1].load(Relaxed) != GONE {
-                at -= 1;
-            }
-            while end < all.len() && all[end].load(Relaxed) != GONE {
-                end += 1;
-            }
-            if !unprotect(range, at, end) {
-                // Not all of it is there.
-                open_each(range, from, to);
-                return;
-            }
-        }
-        CONTROL.splits.fetch_add(1, Relaxed);
-        for state in &all[at..end] {
-            if state.load(Relaxed) == CLOSED {
-                state.store(OPENED, Release);
-            }
-        }
-        at = end;
+impl Part {
+    /// Makes pages of the range writable as the application made them. `false` if the kernel does not.
+    fn unprotect(&self, from: usize, to: usize) -> bool {
+        let start = self.range.start + from as u64 * PAGE;
+        let args = [start as usize, (to - from) * PAGE as usize, self.range.prot as usize, 0, 0, 0];
+        // SAFETY: the pages are the application's, and get the protection that it gave them.
+        unsafe { pass::raw(libc::SYS_mprotect, args) == 0 }
     }
-}
 
-/// Opens pages one by one; what is not mapped is gone.
-fn open_each(range: &Protected, from: usize, to: usize) {
-    for (page, state) in states(range).iter().enumerate().take(to).skip(from) {
-        if state.load(Relaxed) == CLOSED {
-            state.store(if unprotect(range, page, page + 1) { OPENED } else { GONE }, Release);
+    /// Opens the closed pages among those meant; the lock is held.
+    fn open(&self) {
+        let all = self.states;
+        let mut at = self.from;
+        while at < self.to {
+            if all[at].load(Relaxed) != CLOSED {
+                at += 1;
+                continue;
+            }
+            let run = all[at..self.to].iter().position(|state| state.load(Relaxed) != CLOSED);
+            let mut end = run.map_or(self.to, |run| at + run);
+            if !self.unprotect(at, end) {
+                // Too many mappings (vm.max_map_count): all that hangs together in one.
+                while at > 0 && all[at - 1].load(Relaxed) != GONE {
+                    at -= 1;
+                }
+                while end < all.len() && all[end].load(Relaxed) != GONE {
+                    end += 1;
+                }
+                if !self.unprotect(at, end) {
+                    // Not all of it is there.
+                    self.open_each();
+                    return;
+                }
+            }
+            CONTROL.splits.fetch_add(1, Relaxed);
+            for state in &all[at..end] {
+                if state.load(Relaxed) == CLOSED {
+                    state.store(OPENED, Release);
+                }
+            }
+            at = end;
+        }
+    }
+
+    /// Opens pages one by one; what is not mapped is gone.
+    fn open_each(&self) {
+        for (page, state) in self.states.iter().enumerate().take(self.to).skip(self.from) {
+            if state.load(Relaxed) == CLOSED {
+                state.store(if self.unprotect(page, page + 1) { OPENED } else { GONE }, Release);
+            }
         }
     }
 }
 
 /// Opens what is closed in [start, end); the lock is held.
 pub fn open(start: u64, end: u64) {
-    for (range, from, to) in overlapping(start, end) {
-        open_part(range, from, to);
-    }
+    overlapping(start, end).for_each(|part| part.open());
 }
 
 /// Opens everything, and counts it as gone from the table if `gone`; the lock is held.
@@ -182,10 +214,8 @@ pub fn release(start: u64, end: u64) {
 
 /// [start, end) is the application's own matter from here on; the lock is held.
 pub fn forget(start: u64, end: u64) {
-    for (range, from, to) in overlapping(start, end) {
-        for state in &states(range)[from..to] {
-            state.store(GONE, Release);
-        }
+    for part in overlapping(start, end) {
+        part.states[part.from..part.to].iter().for_each(|state| state.store(GONE, Release));
     }
 }
 
@@ -199,8 +229,8 @@ pub fn open_all() {
 
 /// Opens the page of a write that faulted and some around it; the lock is held.
 pub fn open_at(address: u64) {
-    let Some((range, page, _)) = overlapping(address, address + 1).next() else { return };
-    let all = states(range);
+    let Some(part) = overlapping(address, address + 1).next() else { return };
+    let (all, page) = (part.states, part.from);
     let is = |page: usize, wanted: u8| all.get(page).is_some_and(|state| state.load(Relaxed) == wanted);
     let splits = CONTROL.splits.load(Relaxed);
     let piece =
@@ -210,13 +240,10 @@ pub fn open_at(address: u64) {
     let end = (start + piece).max(page + behind.max(1)).min(all.len());
     let first = (start..=page).rev().take_while(|at| is(*at, CLOSED)).last().unwrap_or(page);
     let last = (page..end).take_while(|at| is(*at, CLOSED)).last().unwrap_or(page);
-    open_part(range, first, last + 1);
+    Part { from: first, to: last + 1, ..part }.open();
 }
 
 /// Makes the page of an address writable without the lock and without a word in the table: where this thread has the lock.
 pub fn unprotect_page(address: u64) -> bool {
-    match overlapping(address, address + 1).next() {
-        Some((range, page, _)) => unprotect(range, page, page + 1),
-        None => false,
-    }
+    overlapping(address, address + 1).next().is_some_and(|part| part.unprotect(part.from, part.to))
 }

@@ -258,7 +258,8 @@ impl Live {
         Ok(out)
     }
 
-    /// Memory for the table: that of last time, or a new one where it is too small. `None`: the process may not map any.
+    /// Memory for the table: that of last time, or a new one where it is too small. The old one stays, emptied: a thread that was stopped
+    /// in the midst of a look goes on in it. `None`: the process may not map any.
     fn room(
         &mut self,
         control: &Control,
@@ -276,7 +277,8 @@ impl Live {
         let args = [0, len, (libc::PROT_READ | libc::PROT_WRITE) as u64, flags, u64::MAX, 0];
         let call = batch.push(libc::SYS_mmap, args);
         if head.ranges() != 0 {
-            batch.push(libc::SYS_munmap, [head.ranges(), head.extent(), 0, 0, 0, 0]);
+            batch
+                .push(libc::SYS_madvise, [head.ranges(), head.extent(), libc::MADV_DONTNEED as u64, 0, 0, 0]);
         }
         let outcomes = self.run(&[(0, &batch)], deadline)?;
         let at = outcomes.first().and_then(|outcome| outcome.result(call).ok());
