@@ -2,6 +2,7 @@
 
 use crate::fixture::{Group, path};
 use crate::runner::{Test, test};
+use ckpt_tests::system::must;
 
 /// Programs of tests/victims that answer generations: name and arguments.
 const VICTIMS: [(&str, &str); 22] = [
@@ -39,6 +40,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.push(test("victim-identity-dropped", |name| goes_back(name, "identity", "drop", "")));
     tests.push(test("victim-without-preload", without_the_library));
     tests.push(test("victim-stopped", stopped_at_the_instant));
+    tests.push(test("victim-new-address", an_address_that_is_new_is_waited_for));
     tests.push(test("victim-forker", a_forking_script_goes_on));
     tests.push(test("victim-writers", writers_agree_with_their_files));
     tests
@@ -81,6 +83,30 @@ fn without_the_library(name: &str) {
     group.kill();
     group.restore();
     assert_eq!((victim.pid(), victim.ask()), (pid, 1));
+}
+
+/// A restore comes when the machine has just got the address that a server listens at: duplicate address detection is under way.
+fn an_address_that_is_new_is_waited_for(name: &str) {
+    const LINK: &str = "ckpt-new";
+    const ADDRESS: &str = "fd00:c::7";
+    let ip = |arguments: &str| must(&["sh", "-c", &format!("ip {arguments}")]);
+    ip(&format!("link add {LINK} type veth peer name {LINK}-end"));
+    ip(&format!("link set {LINK} up && ip link set {LINK}-end up"));
+    ip(&format!("-6 address add {ADDRESS}/64 dev {LINK} nodad"));
+    let group = Group::new(name);
+    group.enable();
+    let victim = group.victim("tcp", &format!("7703 {ADDRESS}"), "");
+    victim.change();
+    group.checkpoint(&[]);
+    victim.change();
+    group.kill();
+    ip(&format!("-6 address del {ADDRESS}/64 dev {LINK}"));
+    ip(&format!("-6 address add {ADDRESS}/64 dev {LINK}"));
+    let shown = ip(&format!("-6 address show dev {LINK} tentative"));
+    assert!(shown.contains(ADDRESS), "{shown}");
+    group.restore();
+    assert_eq!(victim.ask(), 1);
+    ip(&format!("link del {LINK}"));
 }
 
 /// After `--stop` nothing runs, and the restore goes on from that instant.

@@ -11,6 +11,7 @@ pub mod make;
 pub mod message;
 pub mod socket;
 pub mod tcp_diag;
+mod tentative;
 pub mod terminal;
 
 use std::cmp::Ordering;

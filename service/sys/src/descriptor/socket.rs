@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use std::time::Instant;
+
 use nix::errno::Errno;
 
-use super::{Result, owned};
+use super::{Result, owned, tentative};
 
 /// Room for any address.
 const ADDRESS: usize = size_of::<libc::sockaddr_storage>();
@@ -157,8 +159,22 @@ pub fn unix_address(path: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// bind(2) to a raw struct sockaddr.
+/// bind(2) to a raw struct sockaddr. An IPv6 address that this machine has only just got is waited for: [`tentative`].
 pub fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match bind_once(fd, address) {
+            Err(Errno::EADDRNOTAVAIL)
+                if tentative::is_tentative(address) && begun.elapsed() < tentative::LONGEST =>
+            {
+                std::thread::sleep(tentative::PAUSE);
+            }
+            bound => return bound,
+        }
+    }
+}
+
+fn bind_once(fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
     // SAFETY: address has that many bytes and outlives the call.
     let result =
         unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) };
