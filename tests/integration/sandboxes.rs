@@ -1,8 +1,10 @@
 //! Sandboxed services, and services with settings of every kind: systemd builds the same around the restored processes.
 
-use ckpt_tests::system::{must, run};
+use std::path::{Path, PathBuf};
 
-use crate::fixture::{Group, victim_program};
+use ckpt_tests::system::{eventually, must, run};
+
+use crate::fixture::{Group, Victim, path, victim_program};
 use crate::runner::{Test, test};
 use crate::victims::goes_back;
 
@@ -142,6 +144,8 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.push(test("sandbox-root-directory", another_root));
     tests.push(test("sandbox-temporary-file-system", temporary_file_system));
     tests.push(test("sandbox-own-mounts", mounts_of_its_own_are_told));
+    tests.push(test("sandbox-other-commands", what_other_commands_left_comes_back));
+    tests.push(test("sandbox-other-mounts", another_sandbox_is_refused));
     tests
 }
 
@@ -157,7 +161,7 @@ fn a_user_namespace_of_its_own_is_refused(name: &str) {
     let group = Group::new(name);
     group.enable();
     let program = format!("/usr/bin/unshare --user --map-root-user {}", victim_program("memory").display());
-    let victim = group.victim_at("memory", std::path::Path::new(&program), "", "");
+    let victim = group.victim_at("memory", Path::new(&program), "", "");
     let said = group.check();
     assert_eq!(
         (&said["problems"][0]["code"], &said["problems"][0]["object"]),
@@ -187,11 +191,72 @@ fn mounts_of_its_own_are_told(name: &str) {
     group.enable();
     let program =
         format!("/bin/sh -c 'mount -t tmpfs own /mnt; exec {} \"$$0\"'", victim_program("memory").display());
-    let victim = group.victim_at("memory", std::path::Path::new(&program), "", "PrivateMounts=yes");
+    let victim = group.victim_at("memory", Path::new(&program), "", "PrivateMounts=yes");
     group.checkpoint(&["--stop"]);
     group.restore();
     let said = warned(name);
     assert!(said.contains(&format!("{OWN_MOUNTS} is not there: /mnt (tmpfs)")), "{said}");
+    assert_eq!(victim.ask(), 0);
+}
+
+/// A unit in a sandbox whose ExecStartPost= leaves a process that counts: in a mount namespace, with a host name and users, of its own.
+fn with_another_command(group: &Group, more: &str, before: &str) -> (Victim, PathBuf) {
+    let count = group.subvolume.join("count");
+    let loops = format!(
+        "while :; do i=$$((i+1)); echo $$i >{}; echo $$i >/tmp/count; sleep 0.02; done",
+        path(&count)
+    );
+    let settings = format!(
+        "ProtectSystem=full\nPrivateTmp=yes\nPrivateDevices=yes\nProtectHostname=yes\nProtectProc=invisible\n{more}\n\
+         ExecStartPost=/bin/sh -c '{before} ({loops}) >/dev/null 2>&1 &'"
+    );
+    let victim = group.victim("memory", "", &settings);
+    (victim, count)
+}
+
+fn counted(count: &Path) -> u64 {
+    eventually("it counts", 20, || std::fs::read_to_string(count).ok()?.trim().parse().ok())
+}
+
+/// systemd makes namespaces anew for each command of a unit: what they show is the same.
+fn what_other_commands_left_comes_back(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let (victim, count) = with_another_command(&group, "PrivateUsers=yes", "");
+    let others = || {
+        let all = must(&["systemctl", "show", "--value", "-p", "ControlGroup", &victim.unit]);
+        let pids =
+            std::fs::read_to_string(format!("/sys/fs/cgroup{}/cgroup.procs", all.trim())).expect("it runs");
+        pids.lines()
+            .filter_map(|pid| pid.parse().ok())
+            .filter(|pid| *pid != victim.pid())
+            .collect::<Vec<u32>>()
+    };
+    let space = |pid| std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    counted(&count);
+    let counter = others()[0];
+    assert_ne!(space(counter), space(victim.pid()), "it is no test");
+    for _ in 0..2 {
+        group.checkpoint(&["--stop"]);
+        let before = counted(&count);
+        group.restore();
+        eventually("it goes on", 20, || (counted(&count) > before).then_some(()));
+        assert!(others().contains(&counter));
+        assert_eq!(space(counter), space(victim.pid()));
+        assert_eq!(victim.ask(), 0);
+    }
+}
+
+/// One in which something else is mounted cannot be made again.
+fn another_sandbox_is_refused(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let (victim, count) = with_another_command(&group, "", "mount -t tmpfs own /mnt;");
+    counted(&count);
+    let said = group.check();
+    let first = &said["problems"][0];
+    assert_eq!((&first["code"], &first["object"]), (&"namespace".into(), &"ns/mnt".into()), "{said}");
+    assert_eq!(run(&["ckptctl", "checkpoint", name]).status.code(), Some(4));
     assert_eq!(victim.ask(), 0);
 }
 
@@ -203,7 +268,7 @@ fn another_root(name: &str) {
         must(&["ln", "-s", &format!("usr/{link}"), &format!("{root}/{link}")]);
     }
     let target = std::env::current_exe().expect("this program's path");
-    let target = target.parent().and_then(std::path::Path::parent).expect("target/debug/integration");
+    let target = target.parent().and_then(Path::parent).expect("target/debug/integration");
     let settings = format!(
         "RootDirectory={root}\nMountAPIVFS=yes\nBindReadOnlyPaths=/usr {}\nBindPaths=/srv /run/systemd/notify",
         target.display()

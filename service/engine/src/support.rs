@@ -259,6 +259,10 @@ const PROCESSES: &[Row] = &[
         "with the capabilities in it; as systemd makes it",
     ),
     refused("user namespaces that a service made itself", "namespace", ""),
+    restored(
+        "processes that another command of the unit left (ExecStartPost=, ExecReload=), for which systemd made mount, host name and user namespaces anew",
+        "in the namespaces of the main process, where both show the same",
+    ),
     reset(
         "what a service has mounted itself in the mount namespace of its unit",
         "not-quite-restored",

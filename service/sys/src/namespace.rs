@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::unistd::Pid;
 
@@ -107,6 +108,19 @@ pub fn other_users(pid: Pid) -> Result<Option<File>> {
 /// setns(2).
 pub fn join(namespace: BorrowedFd<'_>, kind: CloneFlags) -> Result<()> {
     setns(namespace, kind).map_err(|source| Error::Kernel { op: "setns", subject: Subject::Here, source })
+}
+
+/// Does something in another namespace of one kind, on a thread of its own; the calling thread is not moved, and what sockets are made stay
+/// there. Errors: EPERM; EINVAL for kinds that no thread may enter alone.
+pub fn aside<T: Send>(
+    namespace: BorrowedFd<'_>,
+    kind: CloneFlags,
+    deed: impl FnOnce() -> T + Send,
+) -> nix::Result<T> {
+    std::thread::scope(|scope| {
+        let helper = scope.spawn(move || setns(namespace, kind).map(|()| deed()));
+        helper.join().unwrap_or(Err(Errno::EIO))
+    })
 }
 
 /// Does something in other namespaces and comes back whatever it gives. Error: going there or back failed; after the latter

@@ -7,6 +7,7 @@ use ckpt_image::records::{NamespaceRecord, ProcessRecord, UnitIndex, UnitRecord}
 use nix::sys::stat::stat;
 
 use super::member::refusal;
+use super::sandbox::is_alike;
 use crate::api::Problem;
 
 /// The unit a cgroup lies in: the longest that it is or is below, and what is left.
@@ -87,16 +88,19 @@ pub(super) fn pid_namespaces(processes: &[(i32, UnitIndex, u64, usize, i32)]) ->
     away.map(|p| (p.0, p.1)).collect()
 }
 
-/// A process that lives in other namespaces than its unit's main process, whose are `home`.
-pub(super) fn away(home: &NamespaceRecord, own: &NamespaceRecord, pid: i32, unit: &str) -> Option<Problem> {
-    let kind = first_difference(home, own)?;
+/// A process that lives in other namespaces than its unit's main process, and not in such as systemd makes for each command of the unit.
+pub(super) fn away(home: Resident<'_>, own: Resident<'_>, unit: &str) -> Option<Problem> {
+    let kind = differences(home.1, own.1).find(|kind| !is_alike(kind, home.0, own.0))?;
     let text = format!("it lives in another {kind} namespace than its unit's main process");
     let remedy = "configure the service not to make namespaces of its own, which cannot be rebuilt, or stop it for the checkpoint";
-    Some(refusal("namespace", unit, pid, format!("ns/{kind}"), &text, remedy))
+    Some(refusal("namespace", unit, own.0, format!("ns/{kind}"), &text, remedy))
 }
 
-/// The first kind of namespace in which two processes differ; of PID namespaces see [`pid_namespaces`].
-fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static str> {
+/// A process and where it lives.
+pub(super) type Resident<'n> = (i32, &'n NamespaceRecord);
+
+/// The kinds of namespaces in which two processes differ; of PID namespaces see [`pid_namespaces`].
+fn differences(a: &NamespaceRecord, b: &NamespaceRecord) -> impl Iterator<Item = &'static str> {
     let kinds = [
         ("mnt", a.mnt, b.mnt),
         ("net", a.net, b.net),
@@ -108,7 +112,8 @@ fn first_difference(a: &NamespaceRecord, b: &NamespaceRecord) -> Option<&'static
     ];
     // A process that has ended meanwhile shows none.
     let over = |n: &NamespaceRecord| [n.mnt, n.net, n.ipc, n.uts, n.cgroup].contains(&0);
-    kinds.into_iter().find(|(_, x, y)| x != y && !over(a) && !over(b)).map(|(kind, ..)| kind)
+    let is_over = over(a) || over(b);
+    kinds.into_iter().filter(move |(_, x, y)| x != y && !is_over).map(|(kind, ..)| kind)
 }
 
 /// Orders processes so that a parent comes before its children; the rest of the order is kept.

@@ -59,18 +59,19 @@ pub fn problems(candidates: &[Candidate<'_>]) -> Vec<Problem> {
     problems
 }
 
-/// The namespaces of each unit's main process, or of the first of it that is met.
-fn homes(candidates: &[Candidate<'_>]) -> HashMap<UnitIndex, NamespaceRecord> {
+/// The main process of each unit, or the first of it that is met, and its namespaces.
+fn homes(candidates: &[Candidate<'_>]) -> HashMap<UnitIndex, (i32, NamespaceRecord)> {
     let mut homes = HashMap::new();
     for candidate in candidates.iter().filter(|c| c.main).chain(candidates) {
-        homes.entry(candidate.unit).or_insert_with(|| namespaces(candidate.task));
+        homes.entry(candidate.unit).or_insert_with(|| (candidate.task, namespaces(candidate.task)));
     }
     homes
 }
 
 /// It lives in other namespaces than its unit.
-fn away(candidate: &Candidate<'_>, home: &NamespaceRecord) -> Option<Problem> {
-    family::away(home, &namespaces(candidate.task), candidate.pid, candidate.unit_name)
+fn away(candidate: &Candidate<'_>, (home, spaces): &(i32, NamespaceRecord)) -> Option<Problem> {
+    let own = namespaces(candidate.task);
+    family::away((*home, spaces), (candidate.pid, &own), candidate.unit_name)
 }
 
 /// Those in PID namespaces that a restore cannot make.

@@ -7,7 +7,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ckpt_image::records::{FsRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord};
+use ckpt_image::records::{
+    FsRecord, NamespaceRecord, Pid, ProcessRecord, ProcessState, SighandRecord, UnitIndex, UnitRecord,
+};
 use ckpt_sys::inject::Live;
 use ckpt_sys::seize::Process;
 use ckpt_sys::task::Shared;
@@ -252,23 +254,23 @@ impl Members {
         identities
     }
 
-    /// Each unit's members live in the namespaces of its main process.
-    fn check_namespaces(&self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
+    /// Each unit's members live in the namespaces of its main process, or in such as show the same, which count as those.
+    fn check_namespaces(&mut self, units: &[UnitRecord], problems: &mut Vec<Problem>) {
         self.check_pid_namespaces(units, problems);
         for (index, unit) in units.iter().enumerate() {
             let of_unit = || self.members.iter().filter(|m| m.unit.index() == index);
             let is_main = |m: &&Member| unit.main_pid.is_some_and(|pid| pid.0 == m.live.process().as_raw());
             let Some(main) = of_unit().find(is_main).or_else(|| of_unit().next()) else { continue };
-            for member in of_unit() {
+            let (home, home_pid) = (main.shown.namespaces, main.live.process().as_raw());
+            for member in self.members.iter_mut().filter(|m| m.unit.index() == index) {
+                let own = &mut member.shown.namespaces;
                 let pid = member.live.pid().as_raw();
-                problems.extend(user_namespace(
-                    &member.shown.namespaces,
-                    pid,
-                    &unit.name,
-                    unit.private_users,
-                ));
+                problems.extend(user_namespace(own, pid, &unit.name, unit.private_users));
                 let process = member.live.process().as_raw();
-                problems.extend(away(&main.shown.namespaces, &member.shown.namespaces, process, &unit.name));
+                match away((home_pid, &home), (process, own), &unit.name) {
+                    Some(problem) => problems.push(problem),
+                    None => *own = NamespaceRecord { pid: own.pid, ..home },
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ pub mod precopy;
 pub mod process;
 pub mod questions;
 mod rings;
+mod sandbox;
 pub mod session;
 pub mod sharing;
 mod shown;

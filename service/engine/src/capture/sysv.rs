@@ -12,13 +12,14 @@ use ckpt_image::records::{
     ObjectKind, Pid, SemaphoreSetRecord, SysvQueueRecord, SysvRecord, UndoRecord, UnitIndex, UnitRecord,
 };
 use ckpt_sys::message_queues::{MessageQueue, queues};
+use ckpt_sys::namespace::aside;
 use ckpt_sys::semaphores::{SemaphoreSet, sets};
 use ckpt_sys::shared::open_segment;
 use ckpt_sys::task::Shared;
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::{VirtAddr, maps, task};
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::CloneFlags;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::unistd::Pid as TaskId;
 
@@ -353,14 +354,7 @@ fn within<T: Send>(pid: i32, deed: impl FnOnce() -> T + Send) -> Result<T, Error
     }
     let failed = |e: std::io::Error| Error::io(format!("look at the System V objects of pid {pid}"), e);
     let namespace = File::open(format!("/proc/{pid}/ns/ipc")).map_err(failed)?;
-    let done = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| -> std::io::Result<T> {
-            setns(namespace.as_fd(), CloneFlags::CLONE_NEWIPC)?;
-            Ok(deed())
-        });
-        thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread ended unexpectedly")))
-    });
-    done.map_err(failed)
+    aside(namespace.as_fd(), CloneFlags::CLONE_NEWIPC, deed).map_err(|e| failed(e.into()))
 }
 
 #[cfg(test)]

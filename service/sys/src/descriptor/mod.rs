@@ -19,7 +19,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
+
+use crate::namespace::aside;
 
 /// The result of a call on a descriptor; the caller knows the subject.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -160,19 +163,12 @@ pub fn take_own(fd: RawFd) -> Result<OwnedFd> {
     owned(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }.into())
 }
 
-/// Runs `work` on a thread of its own in another network namespace (setns(2)): what sockets it makes stay there. The
-/// calling thread is not moved. Errors: EPERM.
+/// Runs `work` in another network namespace: [`aside`]. What sockets it makes stay there. Errors: EPERM.
 pub fn in_net_namespace<T: Send>(
     namespace: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
-    std::thread::scope(|scope| {
-        let helper = scope.spawn(move || {
-            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        helper.join().unwrap_or(Err(Errno::EIO))
-    })
+    aside(namespace, CloneFlags::CLONE_NEWNET, work)?
 }
 
 #[cfg(test)]
