@@ -1,15 +1,17 @@
 //! The whole rebuild, stage by stage, over all members of the group.
 
+mod filling;
+mod letting_go;
 mod setup;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use ckpt_image::PageReader;
 use ckpt_image::records::{
-    Credentials, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ProcessState, ThreadRecord,
-    UnitIndex, UnitRecord,
+    Credentials, GroupImage, MappingKind, Pid, ProcessBody, ProcessRecord, ThreadRecord, UnitIndex,
+    UnitRecord,
 };
 use ckpt_sys::batch::{Batch, Outcome, Slot};
 use ckpt_sys::missing::Missing;
@@ -17,7 +19,6 @@ use ckpt_sys::nursery::{self, area};
 use ckpt_sys::task;
 use ckpt_sys::thread::Stopped;
 use ckpt_sys::{AddrRange, VirtAddr};
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use super::checksums::Comparison;
@@ -27,7 +28,7 @@ use super::grow::{Gardener, Members};
 use super::host::{Blockade, Host};
 use super::lazy::{self, Absent, Lazily, Mark};
 use super::leader::{self, Ending};
-use super::memory::{Ground, Heritage, Run, Script};
+use super::memory::{Ground, Heritage, Script};
 use super::opened::Opened;
 use super::pidspace::PidSpace;
 use super::places::{Place, Places, UnitPlace};
@@ -35,8 +36,8 @@ use super::prepared::Prepared;
 use super::process::{living, lookup};
 use super::tree::Plan;
 use super::users::Users;
-use super::waves::{Batches, side_by_side};
-use super::{Failure, Member, clocks, credentials, ephemeral, holes, ids, notify, release, sysv, tables};
+use super::waves::side_by_side;
+use super::{Failure, Member, clocks, credentials, ephemeral, holes, ids, notify, sysv, tables};
 use crate::api::UnitMain;
 use crate::kinds::outside::Held;
 use crate::kinds::rebuild::Descriptions;
@@ -384,52 +385,6 @@ impl<'a> Rebuild<'a> {
         living(self.image).map(first).collect()
     }
 
-    /// Descriptors and memory.
-    fn fill(&mut self) -> Result<(), Failure> {
-        let firsts = self.firsts();
-        let scripts = std::mem::take(&mut self.scripts);
-        let mut on_the_way = BTreeMap::new();
-        for (place, (_, body, first)) in firsts.iter().enumerate() {
-            let script = lookup(&scripts, body.space.index(), "address space")?;
-            on_the_way.insert(place, (VecDeque::new(), first.space.then(|| Run::new(script))));
-        }
-        let filled = self.all(|this, place, slot, before| {
-            let (_, body, first) = firsts[place];
-            let Some((tables, script)) = on_the_way.get_mut(&place) else { return Ok(None) };
-            match &before {
-                None if first.table => {
-                    let table = lookup(&this.image.fd_tables, body.fd_table.index(), "descriptor table")?;
-                    let mut batches = Batches::new(slot);
-                    let number = |id| Some(this.descriptions.get(id)?.as_raw_fd());
-                    tables::place(&mut batches, table, this.floor, number);
-                    *tables = batches.all();
-                }
-                None => {}
-                Some(outcome) => script.iter().try_for_each(|script| script.check(outcome))?,
-            }
-            if let Some(batch) = tables.pop_front() {
-                return Ok(Some(("place descriptors", batch)));
-            }
-            let Some(script) = script else { return Ok(None) };
-            let batch = script.batch(slot, &mut |wanted| this.opened.memory(wanted))?;
-            Ok(batch.map(|batch| ("make the memory", batch)))
-        });
-        drop(on_the_way);
-        self.scripts = scripts;
-        filled?;
-        let mut spaces_done = BTreeSet::new();
-        self.each(|this, member, _, body| {
-            let script = lookup(&this.scripts, body.space.index(), "address space")?;
-            if !script.absent.is_empty() && spaces_done.insert(body.space) {
-                let missing = lazy::watch(member, script)?;
-                this.watched.push((missing, script.absent.clone(), member.tid().as_raw()));
-            }
-            Ok(())
-        })?;
-        let places = self.places;
-        self.contents.finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
-    }
-
     /// Hands over the missing pages to who puts them there; gives their bytes.
     fn serve_late(&mut self, request: &Request) -> Result<u64, Failure> {
         let Some(lazily) = request.lazily.as_ref().filter(|_| !self.watched.is_empty()) else { return Ok(0) };
@@ -457,54 +412,6 @@ impl<'a> Rebuild<'a> {
         sysv::finish(self.image, &mut |unit, deed| places.within(unit, deed)?)
     }
 
-    /// Registers; then lets all go at once. Gives the numbers of processes and threads.
-    fn release(mut self) -> Result<(u32, u32), Failure> {
-        let mut stopped = Vec::new();
-        let mut last_of_space = BTreeMap::new();
-        for (record, body) in living(self.image) {
-            let others = self.threads.remove(&record.pid).unwrap_or_default();
-            for (other, thread) in others.into_iter().zip(body.threads.iter().skip(1)) {
-                let free = other.into_thread()?;
-                release::set_registers(&free, thread)?;
-                stopped.push(free);
-            }
-            last_of_space.insert(body.space, record.pid);
-        }
-        let mut unmapping = Vec::new();
-        for (record, body) in living(self.image) {
-            let Some(member) = self.members.remove(&record.pid) else {
-                return Err(Failure::not_restorable("it was not made").of_pid(record.pid.0));
-            };
-            unmapping.push(match last_of_space.get(&body.space) == Some(&record.pid) {
-                true => {
-                    let instruction = self.vdso_of(body)?.add(self.gadget);
-                    (record, body, Err((release::begin_unmap(member, instruction)?, instruction)))
-                }
-                false => (record, body, Ok(member.into_thread()?)),
-            });
-        }
-        let mut processes = Vec::new();
-        for (record, body, thread) in unmapping {
-            let unmapped = thread.or_else(|(thread, instruction)| release::end_unmap(thread, instruction));
-            let free = unmapped.map_err(|e| e.of_pid(record.pid.0))?;
-            release::set_registers(&free, first_thread(record, body)?)?;
-            processes.push((record, free));
-        }
-        self.descriptions.quiet(self.image);
-        let counts = (processes.len() as u32, (stopped.len() + processes.len()) as u32);
-        stop_those_that_were(&processes)?;
-        stopped.extend(processes.into_iter().map(|(_, free)| free));
-        stopped.extend(self.waiting.into_iter().map(|(free, _)| free));
-        for free in stopped {
-            match free.detach_with(0) {
-                // One that was let go before it has ended it already: that is the application's own doing.
-                Ok(()) | Err(ckpt_sys::Error::Gone(_)) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(counts)
-    }
-
     /// Where the vDSO of a process lies.
     fn vdso_of(&self, body: &ProcessBody) -> Result<VirtAddr, Failure> {
         let space = lookup(&self.image.spaces, body.space.index(), "address space")?;
@@ -523,16 +430,4 @@ fn first_thread<'r>(record: &ProcessRecord, body: &'r ProcessBody) -> Result<&'r
         .first()
         .filter(|t| t.tid == record.pid || body.ended_leader.is_some())
         .ok_or_else(|| Failure::corrupt("its first thread is another process's").of_pid(record.pid.0))
-}
-
-/// Processes that job control had stopped get a SIGSTOP, which takes effect before they execute anything.
-fn stop_those_that_were(processes: &[(&ProcessRecord, Stopped)]) -> Result<(), Failure> {
-    for (record, thread) in processes {
-        if matches!(record.state, ProcessState::Stopped { .. }) {
-            let stop = nix::sys::signal::Signal::try_from(libc::SIGSTOP);
-            stop.and_then(|signal| nix::sys::signal::kill(thread.tid(), signal))
-                .map_err(|e| Failure::not_restorable(format!("stop it: {e}")).of_pid(record.pid.0))?;
-        }
-    }
-    Ok(())
 }
