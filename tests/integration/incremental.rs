@@ -22,7 +22,13 @@ pub(crate) fn tests() -> Vec<Test> {
     }
     tests.push(test("incremental-calls-write-protect", calls_go_on));
     tests.push(test("incremental-asked-for", an_incremental_needs_a_parent));
-    tests.push(test("incremental-daemon-restart", a_full_follows_the_daemons_restart));
+    tests.push(test("incremental-daemon-restart", an_incremental_follows_the_daemons_restart));
+    tests.push(test("incremental-daemon-stop", |name| {
+        a_full_follows_the_daemons_end(name, "wp-async", &["stop", "start"]);
+    }));
+    tests.push(test("incremental-daemon-none", |name| {
+        a_full_follows_the_daemons_end(name, "none", &["restart"]);
+    }));
     tests
 }
 
@@ -154,18 +160,50 @@ fn an_incremental_needs_a_parent(name: &str) {
     assert_eq!(victim.ask(), 0);
 }
 
-/// Watches end with the daemon, and nobody notices but the next checkpoint.
-fn a_full_follows_the_daemons_restart(name: &str) {
-    let group = group(name, "auto");
+/// systemd keeps the watches of a ckptd that ends, in whichever way: the next one goes on with them.
+fn an_incremental_follows_the_daemons_restart(name: &str) {
+    let group = group(name, "wp-async");
+    let (victim, quiet) = (group.victim("steps", "", ""), group.victim("memory", "", ""));
+    skip_without(&group, "wp-async");
+    for round in 0..4 {
+        for link in 0..4 {
+            if round > 0 || link > 0 {
+                // Nobody watches processes that a restore has made.
+                let kind = if link == 0 { "full" } else { "incremental" };
+                let made = group.checkpoint(&[]);
+                assert_eq!(made["kind"], kind, "{made}");
+            }
+            if link % 2 == 1 {
+                quiet.change();
+            }
+            match link % 2 {
+                0 => must(&["systemctl", "restart", "ckptd.service"]),
+                _ => must(&["systemctl", "kill", "--kill-who=main", "--signal=KILL", "ckptd.service"]),
+            };
+            std::thread::sleep(Duration::from_millis(50 * round + 10 * link)); // the walk goes on
+        }
+        assert_eq!(group.checkpoint(&[])["kind"], "incremental");
+        let changed = quiet.ask();
+        group.kill();
+        group.restore();
+        victim.ask();
+        assert_eq!(quiet.ask(), changed);
+    }
+}
+
+/// What systemd cannot keep ends with ckptd, and what it kept with the service: a full follows by itself.
+fn a_full_follows_the_daemons_end(name: &str, tracker: &str, verbs: &[&str]) {
+    let group = group(name, tracker);
     let victim = group.victim("steps", "", "");
-    group.checkpoint(&[]);
-    for _ in 0..3 {
-        must(&["systemctl", "restart", "ckptd.service"]);
+    skip_without(&group, tracker);
+    for _ in 0..2 {
+        verbs.iter().for_each(|verb| drop(must(&["systemctl", verb, "ckptd.service"])));
         victim.ask();
         assert_eq!(group.checkpoint(&[])["kind"], "full");
         assert_eq!(group.checkpoint(&[])["kind"], "incremental");
         group.kill();
         group.restore();
         victim.ask();
+        group.checkpoint(&[]);
     }
 }

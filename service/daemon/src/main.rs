@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -86,6 +87,7 @@ fn usage(why: &str) -> ExitCode {
 }
 
 fn run() -> ExitCode {
+    let passed = ckpt_engine::host::passed();
     ckpt_engine::host::make_room_for_descriptors(DESCRIPTORS);
     journal::init();
     let (settings, errors) = settings::load(Path::new(LIB), Path::new(ETC));
@@ -94,7 +96,7 @@ fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("no runtime: {error}")),
     };
-    match runtime.block_on(serve(settings)) {
+    match runtime.block_on(serve(settings, passed)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.to_string()),
     }
@@ -122,14 +124,14 @@ fn fail(why: &str) -> ExitCode {
 }
 
 /// Serves the bus until SIGTERM. The name comes after the objects, READY after the name.
-async fn serve(settings: Settings) -> Result<(), BusError> {
+async fn serve(settings: Settings, passed: Vec<(String, OwnedFd)>) -> Result<(), BusError> {
     // A signal that comes while we start must not kill us half-way.
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
     // systemd tells a burst of signals at each reload; a full queue would keep replies from being read.
     let connection = bus::connect(zbus::connection::Builder::system().max_queued(SIGNALS)).await?;
     let host = Arc::new(Systemd::new(connection.clone(), &settings));
-    let engine = Arc::new(LocalEngine::new(settings.clone(), host.clone()));
+    let engine = Arc::new(LocalEngine::new(settings.clone(), host.clone(), passed));
     let service = Service::new(engine, host.clone(), PathBuf::from(ETC).join("groups.d"));
     bus::serve(&service, &connection, stored(&settings.store)).await?;
     bus::take_name(&connection).await?;

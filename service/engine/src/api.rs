@@ -384,6 +384,8 @@ pub trait Engine: Send + Sync {
         description: Option<String>,
         tags: Option<Vec<String>>,
     ) -> Result<CheckpointInfo, Error>;
+    /// The group is not registered any more: nothing of it is watched for a next checkpoint.
+    fn forget(&self, _group: &str) {}
     /// Thaws what a former daemon left frozen, removes leftovers of interrupted checkpoints. Called once, at start.
     fn recover(&self, groups: &[Group]) -> Result<Vec<Event>, Error>;
 }

@@ -27,6 +27,14 @@ pub fn tells_of_sockets() -> bool {
     TcpDiag::open().is_ok() && UnixDiag::open().and_then(|unix| unix.all()).is_ok()
 }
 
+/// What systemd kept for this service across its restart, by name (sd_listen_fds_with_names(3)). To be called once, before anything is
+/// opened; nothing, where it cannot be taken.
+#[must_use]
+pub fn passed() -> Vec<(String, OwnedFd)> {
+    const FIRST: i32 = 3;
+    ckpt_sys::passed::take(FIRST).unwrap_or_default()
+}
+
 /// Has the kernel make the table of this process's descriptors large enough for so many. Where several threads have it, the kernel waits for
 /// a grace period of RCU whenever it makes it larger (Linux 6.18: 10 ms), which must not be in a freeze window. To be called while there is
 /// one thread. Fails in silence: it is only slower then.

@@ -6,9 +6,9 @@
 //!                                                   │
 //!  we:                                         pidfd_getfd ─► WriteWatch              register mappings from outside
 //! ```
-//! When the last descriptor is closed — by us or because we died — the kernel unregisters everything and lifts the protection.
+//! When the last descriptor is closed, by us and whoever else has it, or because we died, the kernel unregisters everything and lifts the protection.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use linux_raw_sys::general as raw;
@@ -92,6 +92,12 @@ impl WriteWatch {
         Ok(made)
     }
 
+    /// One that another process has made and that was kept for us. `None`: it is no userfaultfd.
+    #[must_use]
+    pub fn of_owned(pid: Pid, fd: OwnedFd) -> Option<Self> {
+        is_userfaultfd(fd.as_fd()).then_some(Self { pid, fd })
+    }
+
     /// Watches a mapping; what is watched already stays as it is. Its pages count as written until they are armed.
     ///
     /// Errors: EBUSY if another userfaultfd has it, EINVAL if it cannot be watched, ENOENT if it is gone, ENOMEM if the process is.
@@ -115,6 +121,12 @@ impl WriteWatch {
     fn result(&self, op: &'static str, range: raw::uffdio_range, done: libc::c_int) -> Result<()> {
         let subject = Subject::Memory(self.pid, crate::VirtAddr(range.start));
         Errno::result(done).map(drop).map_err(|source| Error::Kernel { op, subject, source })
+    }
+}
+
+impl AsFd for WriteWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -209,17 +221,20 @@ fn lowest_free(pid: Pid) -> Result<i32> {
     Ok(free.map_or(numbers.len(), |(place, _)| place) as i32)
 }
 
+fn is_userfaultfd(fd: BorrowedFd<'_>) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.is_ok_and(|name| name.as_os_str() == "anon_inode:[userfaultfd]")
+}
+
 /// Takes the descriptor as soon as it is there.
 fn take(process: &OwnedFd, number: i32, time: Duration) -> Option<OwnedFd> {
-    use std::os::fd::AsFd;
     const YIELDS: u32 = 100;
     let end = Deadline::after(time + Duration::from_millis(5));
     for turn in 0.. {
-        if let Ok(fd) = descriptor::take(process.as_fd(), number) {
-            let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-            if link.is_ok_and(|name| name.as_os_str() == "anon_inode:[userfaultfd]") {
-                return Some(fd);
-            }
+        if let Ok(fd) = descriptor::take(process.as_fd(), number)
+            && is_userfaultfd(fd.as_fd())
+        {
+            return Some(fd);
         }
         if end.passed() {
             break;

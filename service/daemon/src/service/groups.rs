@@ -208,6 +208,7 @@ impl Service {
         self.blocking(move |service| {
             // The file first: systemd's reload, by which the drop-ins go, asks our generator, which reads it.
             groups::file::remove(&service.groups_dir, &old.name)?;
+            service.engine.forget(&old.name);
             service.host.remove(&old)
         })
         .await??;

@@ -165,8 +165,8 @@ mod tests {
             main: false,
         };
         let mut home = namespaces(candidate.task);
-        assert_eq!(away(&candidate, &home), None);
+        assert_eq!(away(&candidate, &(candidate.task, home)), None);
         home.net += 1;
-        assert_eq!(away(&candidate, &home).map(|p| p.object), Some("ns/net".into()));
+        assert_eq!(away(&candidate, &(candidate.task, home)).map(|p| p.object), Some("ns/net".into()));
     }
 }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::collect::Depth;
+use super::options;
 
 const TCP_MAXSEG: i32 = 2;
 const TCP_INFO: i32 = 11;
@@ -249,6 +250,7 @@ fn end(inet: &InetRecord, tcp: &TcpRecord, send_from: u32) -> Result<OwnedFd, Er
         socket::set_int_option(fd, libc::SOL_SOCKET, name, (bytes * 4).max(1 << 20) as i32)?;
     }
     set(fd, TCP_REPAIR, REPAIR_ON)?;
+    options::before_bind(fd, &inet.options)?;
     socket::bind(fd, local)?;
     for (queue, first) in [(RECEIVE_QUEUE, FIRST), (SEND_QUEUE, send_from)] {
         set(fd, TCP_REPAIR_QUEUE, queue)?;

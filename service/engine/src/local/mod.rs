@@ -30,7 +30,7 @@ use crate::config::Settings;
 use crate::error::Error;
 use crate::storage::{self, Place};
 use crate::store::Store;
-use crate::track::Chain;
+use crate::track::{Chain, Kept};
 use crate::transfer::{self, Incoming};
 pub(crate) use verify::check_image;
 
@@ -41,15 +41,21 @@ pub struct LocalEngine {
     units: Arc<dyn Units>,
     /// By group: what is watched since its last durable checkpoint. Taken out by whatever works on the group.
     chains: Mutex<HashMap<String, Chain>>,
+    /// What systemd keeps of them.
+    kept: Kept,
     /// By group: connections to outside that go on at the restore of what `--stop` left (`tcp = "repair"`).
     held: Mutex<HashMap<String, Vec<OwnedFd>>>,
 }
 
 impl LocalEngine {
-    /// An engine with these settings, on this systemd. Nothing is touched yet.
-    pub fn new(settings: Settings, units: Arc<dyn Units>) -> Self {
+    /// An engine with these settings, on this systemd. It goes on with the watches that an earlier one had `passed` ([`host::passed`]);
+    /// nothing else is touched yet.
+    ///
+    /// [`host::passed`]: crate::host::passed
+    pub fn new(settings: Settings, units: Arc<dyn Units>, passed: Vec<(String, OwnedFd)>) -> Self {
         let store = Store::new(settings.store.clone());
-        Self { settings, store, units, chains: Mutex::default(), held: Mutex::default() }
+        let (kept, chains) = Kept::open(passed);
+        Self { settings, store, units, chains: Mutex::new(chains), kept, held: Mutex::default() }
     }
 
     /// Where snapshots lie.
@@ -57,14 +63,24 @@ impl LocalEngine {
         Place::new(&self.settings)
     }
 
-    /// Takes a group's watches out; what works with them puts them back if all went well.
+    /// Takes a group's watches out; what works with them puts them back if all went well, and drops them before
+    /// [`LocalEngine::settle_chain`] if not.
     fn take_chain(&self, group: &str) -> Option<Chain> {
+        self.kept.void(group);
         self.chains.lock().unwrap_or_else(PoisonError::into_inner).remove(group)
     }
 
     /// Puts them back: the next checkpoint may rest on the one that they name.
     fn keep_chain(&self, group: &str, chain: Chain) {
+        self.kept.keep(group, &chain);
         self.chains.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned(), chain);
+    }
+
+    /// The work on a group's watches is over. Where they were not put back, nobody keeps them.
+    fn settle_chain(&self, group: &str) {
+        if !self.chains.lock().unwrap_or_else(PoisonError::into_inner).contains_key(group) {
+            self.kept.let_go(group);
+        }
     }
 
     /// Holds these connections of a group instead of those that were held before.
@@ -98,13 +114,16 @@ impl Engine for LocalEngine {
         request: &CheckpointRequest,
         job: &dyn Job,
     ) -> Result<CheckpointInfo, Error> {
-        checkpoint::run(self, group, request, job)
+        let done = checkpoint::run(self, group, request, job);
+        self.settle_chain(&group.name);
+        done
     }
 
     fn restore(&self, group: &Group, request: &RestoreRequest, job: &dyn Job) -> Result<RestoreInfo, Error> {
         let restored = restore::run(self, group, request, job);
         if restored.is_ok() {
             drop(self.take_chain(&group.name)); // the processes that were watched are gone
+            self.settle_chain(&group.name);
         }
         restored
     }
@@ -166,6 +185,11 @@ impl Engine for LocalEngine {
         manifest.tags = tags.unwrap_or(manifest.tags);
         manifest.commit(&self.store.directory(group, &manifest.id.to_string()))?;
         Ok(describe::info(&manifest))
+    }
+
+    fn forget(&self, group: &str) {
+        drop(self.take_chain(group));
+        self.settle_chain(group);
     }
 
     fn recover(&self, groups: &[Group]) -> Result<Vec<Event>, Error> {

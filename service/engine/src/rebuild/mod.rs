@@ -24,7 +24,7 @@ pub mod lazy;
 mod leader;
 mod member;
 pub mod memory;
-mod notify;
+pub(crate) mod notify;
 mod opened;
 mod parentage;
 mod pidspace;

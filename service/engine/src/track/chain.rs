@@ -1,9 +1,10 @@
-//! What is kept of a group between two checkpoints, in memory only: its watches, and the checkpoint that they rest on.
+//! What is kept of a group between two checkpoints: its watches, and the checkpoint that they rest on.
 //!
 //! ```text
 //!  checkpoint N durable ─► Chain ─ taken out ─► checkpoint N+1 begins ─ durable ─► Chain
 //!                                                      └ failed, canceled: dropped, and the next one is a full
 //! ```
+//! Watches of `wp-async` outlive ckptd: see `kept.rs`.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,13 +16,14 @@ use ckpt_image::{Container, PAGE_SIZE};
 use ckpt_sys::vdso::auxv_value;
 use ckpt_sys::{Error as SysError, VirtAddr, remote, task};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 use ulid::Ulid;
 
 use super::{Tracker, Watch};
 
 /// An address space across checkpoints: a process between two execs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SpaceKey {
     pid: i32,
     start_time: u64,

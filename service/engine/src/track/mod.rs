@@ -12,6 +12,7 @@
 
 mod chain;
 mod compare;
+mod kept;
 mod pageset;
 mod soft_dirty;
 mod watched;
@@ -19,6 +20,7 @@ mod wp_async;
 mod write_protect;
 
 use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use ckpt_image::Tracker as Kind;
@@ -33,6 +35,7 @@ use crate::error::Error;
 
 use chain::PageHasher;
 pub use chain::{Chain, ContentHashes, Identity, Outrun, SpaceKey, WatchedSpace};
+pub use kept::{Kept, Trace};
 pub use pageset::{Cursor, PageSet};
 pub use watched::{Watched, is_watched};
 
@@ -93,6 +96,11 @@ pub trait Watch: Send + Debug {
         _all: bool,
     ) -> Result<Option<Vec<AddrRange>>, SysError> {
         Ok(None)
+    }
+
+    /// What it can be made of again by another ckptd, as long as the descriptor is open somewhere. `None` where it ends with this process.
+    fn trace(&self) -> Option<(BorrowedFd<'_>, Trace)> {
+        None
     }
 
     /// While the member runs: bytes of a watched private mapping that were written since they were armed, about. Nothing changes.

@@ -5,6 +5,7 @@
 //! exec made, what another userfaultfd has.
 
 use std::collections::HashSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ckpt_image::Tracker as Kind;
 use ckpt_sys::inject::Live;
@@ -12,10 +13,10 @@ use ckpt_sys::maps::Mapping;
 use ckpt_sys::pagemap::{Census, Pagemap, Span, Tracked, Wanted};
 use ckpt_sys::thread::Deadline;
 use ckpt_sys::write_watch::{self, WriteWatch};
-use ckpt_sys::{AddrRange, Error as SysError};
+use ckpt_sys::{AddrRange, Error as SysError, VirtAddr};
 use nix::unistd::Pid;
 
-use super::{NewWatch, Tracker, Watch, Watched};
+use super::{NewWatch, Trace, Tracker, Watch, Watched};
 use crate::parallel;
 
 /// Bytes of a mapping that one thread looks at before another may take the next: a quarter of a millisecond where nothing was written.
@@ -48,6 +49,7 @@ impl Tracker for WpAsync {
             let _watched = Watched::note(pid.as_raw());
             Ok(Some(Box::new(Space {
                 pid,
+                name: Trace::new_name(),
                 area: live.area(),
                 watch,
                 pagemap: Pagemap::open(pid)?,
@@ -60,10 +62,29 @@ impl Tracker for WpAsync {
     }
 }
 
+/// A watch that systemd has kept. `None`: the process is gone.
+pub(super) fn go_on(pid: i32, fd: OwnedFd, trace: Trace) -> NewWatch {
+    let range = |(start, end)| AddrRange { start: VirtAddr(start), end: VirtAddr(end) };
+    let pid = Pid::from_raw(pid);
+    let space = Space {
+        pid,
+        name: trace.name,
+        area: trace.area.map(range),
+        watch: WriteWatch::of_owned(pid, fd)?,
+        pagemap: Pagemap::open(pid).ok()?,
+        census: Census::default(),
+        seen: trace.seen.into_iter().map(range).collect(),
+        _watched: Watched::note(pid.as_raw()),
+    };
+    Some(Box::new(space))
+}
+
 /// One address space.
 #[derive(Debug)]
 struct Space {
     pid: Pid,
+    /// In systemd's store.
+    name: String,
     /// The runner's pages in it: ours, never stored.
     area: Option<AddrRange>,
     watch: WriteWatch,
@@ -87,6 +108,13 @@ impl Space {
 }
 
 impl Watch for Space {
+    fn trace(&self) -> Option<(BorrowedFd<'_>, Trace)> {
+        let pair = |range: &AddrRange| (range.start.0, range.end.0);
+        let area = self.area.as_ref().map(pair);
+        let seen = self.seen.iter().map(pair).collect();
+        Some((self.watch.as_fd(), Trace { name: self.name.clone(), area, seen }))
+    }
+
     fn look(&mut self, spans: &[Span]) -> Result<(), SysError> {
         // It is of the address space that it was opened on: after an exec it would show the old one.
         self.pagemap = Pagemap::open(self.pid)?;
