@@ -1136,6 +1136,35 @@ CASE(fifo_reader_only)
 	reads(fd, "new");
 }
 
+static short told(int fd)
+{
+	struct pollfd one = { .fd = fd, .events = POLLIN };
+	must(poll(&one, 1, 0));
+	return one.revents;
+}
+
+/* Who polls a FIFO sleeps until the first writer, and is told each time when the last one has gone. */
+CASE(fifo_before_its_first_writer)
+{
+	must(mkfifo(in_dir("p"), 0600));
+	int had = must(open(in_dir("p"), O_RDONLY | O_NONBLOCK));
+	close(must(open(in_dir("p"), O_WRONLY | O_NONBLOCK)));
+	int never = must(open(in_dir("p"), O_RDONLY | O_NONBLOCK));
+	must(mkfifo(in_dir("q"), 0600));
+	int unlinked = must(open(in_dir("q"), O_RDONLY | O_NONBLOCK));
+	must(unlink(in_dir("q")));
+	restored();
+	same(told(had), POLLHUP);
+	same(told(never), 0);
+	same(told(unlinked), 0);
+	int writer = must(open(in_dir("p"), O_WRONLY | O_NONBLOCK));
+	put(writer, "new");
+	reads(never, "new");
+	same(told(had), 0);
+	close(writer);
+	same(told(never), POLLHUP);
+}
+
 CASE(fifo_unlinked)
 {
 	must(mkfifo(in_dir("p"), 0600));

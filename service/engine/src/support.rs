@@ -49,7 +49,7 @@ const FILES: &[Row] = &[
         "of the last where it is writable and not below /run",
     ),
     restored("O_PATH, symbolic link, hard links", "another name of a file is known on btrfs only"),
-    restored("FIFO, pipe", "content, size, packets, ends that are closed"),
+    restored("FIFO, pipe", "content, size, packets, ends that are closed, or that nobody has opened yet"),
     restored("/dev/null, zero, full, random, urandom; kmsg for writing", ""),
     restored("/proc/PID of a member, /proc/1, /proc, /sys", "read anew from the offset"),
     restored("/proc/PID/ns of a member", ""),

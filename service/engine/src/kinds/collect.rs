@@ -407,7 +407,7 @@ impl<'a> DescriptorCapture<'a> {
         unix_socket::resolve(&mut self, &mut kinds);
         inet::resolve(&mut self, &mut kinds);
         terminal::resolve(&mut self, &mut kinds);
-        let pipes = pipe::resolve(&mut self);
+        let pipes = pipe::resolve(&mut self, &mut kinds);
         self.records(kinds, pipes)
     }
 

@@ -47,7 +47,7 @@ pub(super) fn capture(cx: &mut DescriptorCapture<'_>, found: &Found) -> Result<D
         }
     };
     cx.pipes.ends[pipe.index()].push(found.id);
-    Ok(DescriptionKind::Pipe { pipe })
+    Ok(DescriptionKind::Pipe { pipe, unmet: false })
 }
 
 fn reads(found: &Found) -> bool {
@@ -58,16 +58,27 @@ fn writes(found: &Found) -> bool {
     found.flags() as i32 & libc::O_ACCMODE != libc::O_RDONLY
 }
 
-/// Takes the contents, and tells which pipes have an end outside the group.
-pub(super) fn resolve(cx: &mut DescriptorCapture<'_>) -> Vec<PipeRecord> {
+/// Takes the contents, and tells which pipes have an end outside the group, and which readers never had a writer.
+pub(super) fn resolve(
+    cx: &mut DescriptorCapture<'_>,
+    kinds: &mut [Option<DescriptionKind>],
+) -> Vec<PipeRecord> {
     let pipes = std::mem::take(&mut cx.pipes);
     let mut records = pipes.records;
     for (record, ends) in records.iter_mut().zip(pipes.ends) {
         let ends: Vec<_> = ends.into_iter().map(|id| cx.found(id).clone()).collect();
         let reader = ends.iter().find(|end| reads(end));
         let writer = ends.iter().find(|end| writes(end));
+        let fifo_without_writer = writer.is_none() && record.fifo.is_some();
+        let unmet: Vec<_> = ends.iter().filter(|end| fifo_without_writer && is_unmet(end)).collect();
+        for end in &unmet {
+            if let Some(Some(DescriptionKind::Pipe { unmet, .. })) = kinds.get_mut(end.id.index()) {
+                *unmet = true;
+            }
+        }
         // The other end may be in a queue that was not looked into.
         if !cx.unix.unseen
+            && unmet.is_empty()
             && let Some(end) = outside(reader.map(AsRef::as_ref), writer.map(AsRef::as_ref))
         {
             cx.warn(
@@ -101,6 +112,14 @@ fn outside<'a>(reader: Option<&'a Found>, writer: Option<&'a Found>) -> Option<&
     };
     let ready = socket::ready(end.fd(), 0).unwrap_or(gone);
     (ready & gone == 0).then_some(end)
+}
+
+/// Whether the reader of a FIFO was there before any writer: poll(2) tells no hang-up, as if somebody had it open for writing, and tee(2) tells
+/// that nobody has.
+fn is_unmet(reader: &Found) -> bool {
+    socket::ready(reader.fd(), 0).is_ok_and(|ready| ready & libc::POLLHUP == 0)
+        && pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+            .is_ok_and(|(_copy, into)| tee(reader.fd(), &into, 1, SpliceFFlags::SPLICE_F_NONBLOCK) == Ok(0))
 }
 
 /// What lies in a pipe, left there: a copy of its buffers is made by tee(2) and read.
@@ -140,6 +159,18 @@ pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: Pip
         .reopen(base.as_fd(), mode | libc::O_NONBLOCK)
         .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?;
     cx.pipes.insert(pipe, base);
+    cx.put(record.id, end)
+}
+
+/// Opens once more a reader that never had a writer, now that [`create`] holds the pipe no longer.
+pub(super) fn forget_writer<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(), Error> {
+    if !matches!(record.kind, DescriptionKind::Pipe { unmet: true, .. }) {
+        return Ok(());
+    }
+    let end = cx
+        .files
+        .reopen(cx.get(record.id)?, libc::O_RDONLY | libc::O_NONBLOCK)
+        .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?;
     cx.put(record.id, end)
 }
 

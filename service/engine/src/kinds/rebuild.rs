@@ -164,6 +164,7 @@ impl<'i> Rebuild<'i> {
         self.each(connect)?;
         self.each(connect_waiting)?;
         self.pipes.clear();
+        self.each(pipe::forget_writer)?;
         self.queues.clear();
         self.each(fill)?;
         self.each(finish)?;
@@ -292,7 +293,7 @@ fn create<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRecord) -> Result<(),
     match &record.kind {
         DescriptionKind::File { file, .. } if is_socket_node(cx.image, *file) => Ok(()),
         DescriptionKind::File { file, .. } => file::create(cx, record, *file),
-        DescriptionKind::Pipe { pipe } => pipe::create(cx, record, *pipe),
+        DescriptionKind::Pipe { pipe, .. } => pipe::create(cx, record, *pipe),
         DescriptionKind::Eventfd(eventfd) => eventfd::create(cx, record, eventfd),
         DescriptionKind::Epoll(_) => epoll::create(cx, record),
         DescriptionKind::Timerfd(timer) => timerfd::create(cx, record, timer),

@@ -91,6 +91,8 @@ pub enum DescriptionKind {
     Pipe {
         /// The pipe.
         pipe: super::PipeId,
+        /// It reads a FIFO that nobody has had open for writing since it was opened: poll(2) tells no hang-up.
+        unmet: bool,
     },
     /// eventfd(2).
     Eventfd(super::EventfdRecord),
