@@ -23,6 +23,19 @@ CASE(pty_works)
 	reads(master, "out");
 }
 
+/* Of what exec(2) closes only the number knows; what TIOCGPTPEER opens keeps O_CLOEXEC, whatever numbers come of it. */
+CASE(pty_closed_on_exec)
+{
+	terminal();
+	int peer = must(ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)), copy = must(dup(peer));
+	same(fcntl(copy, F_GETFD), 0);
+	restored();
+	same(fcntl(slave, F_GETFD), 0);
+	same(fcntl(slave, F_GETFL) & O_CLOEXEC, 0);
+	same(fcntl(copy, F_GETFD), 0);
+	same(fcntl(peer, F_GETFD), FD_CLOEXEC);
+}
+
 CASE(pty_name)
 {
 	char before[64], after[64];

@@ -2,6 +2,7 @@
 //!
 //! Registries first: what descriptors, mappings and processes have in common is recorded once, whoever meets it first.
 
+mod close_on_exec;
 mod contexts;
 pub mod direct;
 pub mod ephemeral;

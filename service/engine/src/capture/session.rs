@@ -18,6 +18,7 @@ use ckpt_image::{Digest, INDEX_FILE, PAGES_FILE, PagesWriter, STATE_FILE, write_
 use ckpt_sys::VirtAddr;
 use ckpt_sys::thread::Deadline;
 
+use super::close_on_exec;
 use super::ephemeral;
 use super::family::namespaces;
 use super::frozen_copies;
@@ -183,6 +184,7 @@ impl Capture {
         let (files, objects) = (&mut self.files, &mut self.objects);
         let mut open = descriptors(&self.units, &people, files, objects, (self.outside, quiet_rings))?;
         refuse(group, &open.problems)?;
+        close_on_exec::ask(&mut open, &people, members, deadline).map_err(failed)?;
         time.lap("descriptors");
         let unit = |queue: &QueueRecord| self.units[queue.unit.index()].name.clone();
         refuse(group, &freezer.read(&mut open.queues, &open.open_queues, unit)?)?;

@@ -64,6 +64,8 @@ pub struct Captured {
     pub with_rings: HashSet<FdTableId>,
     /// Tables with descriptors through which devices write to memory unseen: rings, and files open with O_DIRECT.
     pub direct: HashSet<FdTableId>,
+    /// Descriptions that have O_CLOEXEC themselves, so that fdinfo tells it of each of their descriptors.
+    pub kept_cloexec: HashSet<DescriptionId>,
 }
 
 /// A description that was met.

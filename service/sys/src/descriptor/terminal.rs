@@ -130,11 +130,14 @@ pub fn users(master: BorrowedFd<'_>) -> (i32, i32) {
     (of(libc::TIOCGSID), of(libc::TIOCGPGRP))
 }
 
-/// Opens a master's terminal, not as a controlling terminal. Linux 4.13.
+/// Opens a master's terminal, not as a controlling terminal. Linux 4.13. FD_CLOEXEC comes after: O_CLOEXEC would be the description's for ever.
 pub fn open_peer(master: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
-    let flags = flags | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let flags = flags | libc::O_NOCTTY;
     // SAFETY: takes integers.
-    owned(unsafe { libc::ioctl(master.as_raw_fd(), TIOCGPTPEER, flags) }.into())
+    let peer = owned(unsafe { libc::ioctl(master.as_raw_fd(), TIOCGPTPEER, flags) }.into())?;
+    // SAFETY: takes integers.
+    Errno::result(unsafe { libc::fcntl(peer.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(peer)
 }
 
 #[cfg(test)]

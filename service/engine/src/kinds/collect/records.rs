@@ -7,6 +7,7 @@ use ckpt_image::records::{
     PipeRecord,
 };
 use ckpt_sys::descriptor::make;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::{Captured, DescriptorCapture, Found, message_queue};
@@ -37,6 +38,8 @@ impl DescriptorCapture<'_> {
         };
         let with_rings = of(&|_, kind| is_ring(kind));
         let direct = of(&|found, kind| is_ring(kind) || writes_directly(found, kind));
+        let kept_cloexec = self.found.iter().filter(|found| keeps_cloexec(found));
+        let kept_cloexec = kept_cloexec.map(|found| found.id).collect();
         let descriptions = self
             .found
             .iter()
@@ -55,6 +58,7 @@ impl DescriptorCapture<'_> {
             rings,
             with_rings,
             direct,
+            kept_cloexec,
         }
     }
 }
@@ -63,6 +67,13 @@ impl DescriptorCapture<'_> {
 fn writes_directly(found: &Found, kind: &Option<DescriptionKind>) -> bool {
     let is_file = matches!(kind, Some(DescriptionKind::File { .. }));
     is_file && found.flags() & libc::O_DIRECT as u32 != 0
+}
+
+/// Whether the flag is the description's: F_GETFL tells it only where open(2) or what is like it left it there.
+fn keeps_cloexec(found: &Found) -> bool {
+    let flag = libc::O_CLOEXEC;
+    found.info.flags & flag as u32 != 0
+        && fcntl(found.fd(), FcntlArg::F_GETFL).is_ok_and(|flags| flags & flag != 0)
 }
 
 fn description(found: &Found, kind: DescriptionKind, ids: &Identities) -> DescriptionRecord {
