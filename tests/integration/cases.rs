@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
     let mut tests: Vec<_> =
         PROGRAMS.iter().flat_map(|&(program, settings)| of_program(program, settings)).collect();
     tests.push(test("case-ipc-generations", ownerless_objects_are_the_groups_for_generations));
+    tests.push(test("case-generations", restored_ones_are_as_the_first));
     tests.push(test("case-chain", a_checkpoint_before_the_last_is_not_noticed));
     tests.push(test("limits-under-checkpoints", checkpoints_do_not_make_limits_longer));
     tests.push(test("upgrade", an_upgrade_does_not_end_a_checkpoint));
@@ -117,6 +118,26 @@ fn ownerless_objects_are_the_groups_for_generations(name: &str) {
     for _ in 0..3 {
         group.checkpoint(&["--stop"]);
         lose_what_outlives_processes();
+        group.restore();
+    }
+    victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));
+}
+
+/// What a restore makes is like what was there to the next checkpoint too, again and again.
+fn restored_ones_are_as_the_first(name: &str) {
+    let group = Group::new(name);
+    group.enable();
+    let cases = [
+        ("case-files", "fifo_before_its_first_writer"),
+        ("case-sockets", "tcp_inside_segments"),
+        ("case-terminal", "pty_closed_on_exec"),
+    ];
+    let victims: Vec<_> = cases
+        .iter()
+        .map(|(program, case)| group.victim_at(case, &fixture::victim_program(program), case, ""))
+        .collect();
+    for _ in 0..3 {
+        group.checkpoint(&["--stop"]);
         group.restore();
     }
     victims.iter().for_each(|victim| assert_eq!(victim.ask(), 0));

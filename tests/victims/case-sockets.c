@@ -1012,6 +1012,36 @@ CASE(tcp_inside_many)
 	}
 }
 
+static int segment_of(int fd)
+{
+	struct tcp_info info;
+	socklen_t size = sizeof info;
+	must(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size));
+	return info.tcpi_snd_mss;
+}
+
+/* Both ends that nothing was sent through, and those that an application limits, send segments as large as before. */
+CASE(tcp_inside_segments)
+{
+	int fd = listening(7871), limit = 1000, ends[4];
+	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(7871), .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	ends[0] = client_of(7871);
+	ends[1] = must(accept(fd, NULL, NULL));
+	ends[2] = must(socket(AF_INET, SOCK_STREAM, 0));
+	must(setsockopt(ends[2], IPPROTO_TCP, TCP_MAXSEG, &limit, sizeof limit));
+	must(connect(ends[2], (void *)&to, sizeof to));
+	ends[3] = must(accept(fd, NULL, NULL));
+	restored();
+	for (int i = 0; i < 4; i++) {
+		put(ends[i], "there");
+		reads(ends[i ^ 1], "there");
+	}
+	for (int i = 0; i < 2; i++)
+		expect(segment_of(ends[i]) > 30000, "end %d sends %d bytes at once", i, segment_of(ends[i]));
+	same(segment_of(ends[2]), limit - 12);
+	same(segment_of(ends[3]), limit - 12);
+}
+
 CASE(tcp_backlog)
 {
 	int fd = listening(7815), one = client_of(7815), two = client_of(7815);

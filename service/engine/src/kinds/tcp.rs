@@ -34,6 +34,9 @@ const WRITE_CLOSED: [u8; 4] = [4, 5, 9, 11];
 /// ESTABLISHED, FIN_WAIT1, FIN_WAIT2: the other end has not sent its FIN.
 const OPEN_TO_READ: [u8; 3] = [1, 4, 5];
 
+/// What TCP_MAXSEG can be set to. More than that no application has asked for: it comes from the interface.
+const SEGMENT_SET: std::ops::RangeInclusive<u32> = 88..=32767;
+
 /// Sequence number that the rebuilt ends start from.
 const FIRST: u32 = 0x1000_0000;
 const PIECE: usize = 32 << 10;
@@ -41,6 +44,18 @@ const PIECE: usize = 32 << 10;
 fn info(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let info = socket::option(fd, libc::IPPROTO_TCP, TCP_INFO, 104)?;
     if info.len() < 32 { Err(Errno::EINVAL) } else { Ok(info) }
+}
+
+/// The largest segment that an end has told the other it takes: tcpi_advmss, of which the kernel takes the header's timestamps off. What TCP_MAXSEG
+/// tells of a connection is without them too, and bound by what window there was, so what is made of that would be less each time.
+fn segment(info: &[u8]) -> Result<u32, Errno> {
+    let told = info.get(84..88).and_then(|bytes| bytes.try_into().ok());
+    told.map(|told| u32::from_ne_bytes(told) + timestamps(info[5])).ok_or(Errno::EINVAL)
+}
+
+/// How many bytes of each segment are its timestamps.
+fn timestamps(options: u8) -> u32 {
+    if options & 1 != 0 { 12 } else { 0 }
 }
 
 /// The backlog of a listening socket: tcpi_sacked of struct tcp_info.
@@ -110,7 +125,7 @@ pub(super) fn capture(depth: Depth, fd: BorrowedFd<'_>, peer: BorrowedFd<'_>) ->
         unsent: Vec::new(),
         write_closed,
         read_closed: is_read_closed(fd) && OPEN_TO_READ.contains(&info[0]),
-        mss: socket::int_option(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32,
+        mss: segment(&info)?.min(segment(&self::info(peer)?)?),
         options: info[5],
         scale: (info[6] & 0xf, info[6] >> 4),
     };
@@ -138,7 +153,7 @@ pub(super) fn capture_last(depth: Depth, fd: BorrowedFd<'_>) -> Result<TcpRecord
         unsent: Vec::new(),
         write_closed: WRITE_CLOSED.contains(&info[0]),
         read_closed: false,
-        mss: socket::int_option(fd, libc::IPPROTO_TCP, TCP_MAXSEG)? as u32,
+        mss: segment(&info)?,
         options: info[5],
         scale: (info[6] & 0xf, info[6] >> 4),
     })
@@ -248,6 +263,10 @@ fn end(inet: &InetRecord, tcp: &TcpRecord, send_from: u32) -> Result<OwnedFd, Er
     {
         // Sizes come back with the options; until then there is room for everything.
         socket::set_int_option(fd, libc::SOL_SOCKET, name, (bytes * 4).max(1 << 20) as i32)?;
+    }
+    let told = tcp.mss.saturating_sub(timestamps(tcp.options));
+    if SEGMENT_SET.contains(&told) {
+        set(fd, TCP_MAXSEG, told as i32)?;
     }
     set(fd, TCP_REPAIR, REPAIR_ON)?;
     options::before_bind(fd, &inet.options)?;
