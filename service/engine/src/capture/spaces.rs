@@ -126,15 +126,34 @@ pub(super) fn in_time(group: &str, deadline: Deadline) -> Result<(), Error> {
     if !deadline.passed() {
         return Ok(());
     }
-    let why = "capture took longer than capture.max_freeze allows; make it longer".into();
-    Err(Error::FreezeTimeout { group: group.into(), why })
+    Err(Error::FreezeTimeout { group: group.into(), why: TOO_LONG.into() })
 }
+
+/// What helps, whatever it was that the deadline met.
+const TOO_LONG: &str = "capture took longer than capture.max_freeze allows; make it longer";
 
 /// A failure of the kernel's in the window, in the words of the contract.
 pub(super) fn failed(group: &str, error: SysError) -> Error {
     let why = with_sources(&error);
     match error {
-        SysError::Deadline { .. } => Error::FreezeTimeout { group: group.into(), why },
+        SysError::Deadline { .. } => {
+            Error::FreezeTimeout { group: group.into(), why: format!("{TOO_LONG} ({why})") }
+        }
         _ => Error::Failed(format!("capture of {group}: {why}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_in_the_window_says_what_helps() {
+        let deadline = SysError::Deadline {
+            op: "wait for stop",
+            subject: ckpt_sys::Subject::Task(nix::unistd::Pid::from_raw(7)),
+        };
+        let text = failed("web", deadline).to_string();
+        assert!(text.contains("capture.max_freeze") && text.contains("task 7"), "{text}");
     }
 }
