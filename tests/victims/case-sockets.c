@@ -4,6 +4,7 @@
 #include <linux/if_packet.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/tls.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <netinet/tcp.h>
@@ -800,6 +801,36 @@ CASE(tcp_listening)
 	int client = client_of(7801), server = must(accept(fd, NULL, NULL));
 	put(client, "x");
 	reads(server, "x");
+}
+
+/* Keys as a handshake would have made them, for what `fd` sends and receives. */
+static void encrypts(int fd, int sends, int receives)
+{
+	struct tls12_crypto_info_aes_gcm_128 keys = {
+		.info = { .version = TLS_1_2_VERSION, .cipher_type = TLS_CIPHER_AES_GCM_128 },
+	};
+	if (setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof "tls"))
+		cannot("no TLS of the kernel");
+	memset(keys.key, sends, sizeof keys.key);
+	must(setsockopt(fd, SOL_TLS, TLS_TX, &keys, sizeof keys));
+	memset(keys.key, receives, sizeof keys.key);
+	must(setsockopt(fd, SOL_TLS, TLS_RX, &keys, sizeof keys));
+}
+
+/* The keys are told by nobody, and in the clear it must not go on. */
+CASE(tcp_encrypted_by_the_kernel_is_reset)
+{
+	char text[16];
+	int listener = listening(7897), client = client_of(7897), server = must(accept(listener, NULL, NULL));
+	encrypts(client, 1, 2);
+	encrypts(server, 2, 1);
+	put(client, "secret");
+	reads(server, "secret");
+	restored();
+	same(read(client, text, sizeof text), -1);
+	same(errno, ECONNRESET);
+	same(read(server, text, sizeof text), -1);
+	same(errno, ECONNRESET);
 }
 
 CASE(tcp_listening_any_v6)

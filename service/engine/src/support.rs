@@ -153,6 +153,11 @@ const SOCKETS: &[Row] = &[
         "tcp-under-way",
         "reset, where its end would come too early",
     ),
+    reset(
+        "TCP inside the group for which the kernel encrypts (TLS)",
+        "tcp-tls",
+        "reset: nobody tells the keys",
+    ),
     restored("UDP, UDP-Lite, ICMP, raw", "address, peer, options, multicast groups"),
     restored(
         "datagrams that wait in UDP and UDP-Lite sockets",

@@ -130,7 +130,10 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
             _ => Ok(InetState::Reset { remote: address.clone() }),
         };
         let peer = met.get(&(*cookie, *remote, *local)).filter(|peer| *peer != id);
+        let encrypted =
+            tcp::is_encrypted(found.fd()) || peer.is_some_and(|peer| tcp::is_encrypted(cx.found(*peer).fd()));
         let state = match peer {
+            Some(_) if encrypted => Ok(encrypted_by_the_kernel(cx, &found, address)),
             Some(peer) => {
                 let other = cx.found(*peer).clone();
                 let inside = |tcp| InetState::Inside { peer: *peer, remote: address.clone(), tcp };
@@ -144,6 +147,9 @@ pub(super) fn resolve(cx: &mut DescriptorCapture<'_>, kinds: &mut [Option<Descri
                 }
                 Ok(Other::Outside) => goes_on(),
                 Ok(Other::Waiting(_)) if !listeners.iter().any(|at| leads_to(remote, at)) => goes_on(),
+                Ok(Other::Waiting(_) | Other::Closing | Other::Gone) if encrypted => {
+                    Ok(encrypted_by_the_kernel(cx, &found, address))
+                }
                 Ok(Other::Waiting(other)) => waiting(cx, &found, &address, other),
                 Ok(Other::Closing) if !tcp::is_read_closed(found.fd()) => Ok(under_way(cx, &found, address)),
                 Ok(Other::Closing) => gone(cx.depth, &found, address),
@@ -239,6 +245,17 @@ fn under_way(cx: &mut DescriptorCapture<'_>, found: &Found, remote: Vec<u8>) -> 
     let text =
         "its other end was closed with more to be read than there is room for: after a restore it is reset";
     cx.warn(found, Refusal::new("tcp-under-way", text, "take the checkpoint again"));
+    InetState::Reset { remote }
+}
+
+/// A connection of which the kernel encrypts what is written, or decrypts what is read: it tells neither the keys nor what waits as it came.
+/// Made again without, one end would write in the clear what the other takes for records.
+fn encrypted_by_the_kernel(cx: &mut DescriptorCapture<'_>, found: &Found, remote: Vec<u8>) -> InetState {
+    let text = "the kernel encrypts or decrypts for it (TCP_ULP tls), with keys that cannot be kept: after a restore it is reset";
+    cx.warn(
+        found,
+        Refusal::new("tcp-tls", text, "let the application's library encrypt: switch kernel TLS off"),
+    );
     InetState::Reset { remote }
 }
 

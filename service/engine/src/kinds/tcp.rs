@@ -69,6 +69,11 @@ pub(super) fn is_connection(fd: BorrowedFd<'_>) -> bool {
     info(fd).is_ok_and(|info| ![CLOSED, LISTENING].contains(&info[0]))
 }
 
+/// Whether the kernel has been asked to encrypt or decrypt for it (Documentation/networking/tls.rst); one of MPTCP says "mptcp".
+pub(super) fn is_encrypted(fd: BorrowedFd<'_>) -> bool {
+    socket::option(fd, libc::IPPROTO_TCP, libc::TCP_ULP, 16).is_ok_and(|name| name.starts_with(b"tls"))
+}
+
 /// Whether nothing more can be read, be it that the other end or this one has ended that.
 pub(super) fn is_read_closed(fd: BorrowedFd<'_>) -> bool {
     socket::ready(fd, libc::POLLRDHUP).unwrap_or(0) & libc::POLLRDHUP != 0
