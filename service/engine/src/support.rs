@@ -178,7 +178,7 @@ const SOCKETS: &[Row] = &[
         "lost",
     ),
     reset(
-        "TCP_WINDOW_CLAMP of a connection, keys of TCP_MD5SIG",
+        "TCP_WINDOW_CLAMP and IPV6_V6ONLY of a connection, keys of TCP_MD5SIG",
         "",
         "not kept; the keys nobody is told of by the socket",
     ),

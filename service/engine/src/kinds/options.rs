@@ -302,12 +302,6 @@ pub(super) fn apply(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), 
     Ok(())
 }
 
-/// Sets what a socket with an address refuses.
-pub(super) fn before_bind(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), Errno> {
-    let early = |o: &&SocketOption| (o.level, o.name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
-    options.iter().find(early).map_or(Ok(()), |option| set(fd, option))
-}
-
 /// Sets the filter, once all data is in place, and what locks it.
 pub(super) fn apply_filter(fd: BorrowedFd<'_>, options: &[SocketOption]) -> Result<(), Errno> {
     let filter = options.iter().find(|option| is_filter(option));

@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::collect::Depth;
-use super::options;
 
 const TCP_MAXSEG: i32 = 2;
 const TCP_INFO: i32 = 11;
@@ -274,7 +273,6 @@ fn end(inet: &InetRecord, tcp: &TcpRecord, send_from: u32) -> Result<OwnedFd, Er
         set(fd, TCP_MAXSEG, told as i32)?;
     }
     set(fd, TCP_REPAIR, REPAIR_ON)?;
-    options::before_bind(fd, &inet.options)?;
     socket::bind(fd, local)?;
     for (queue, first) in [(RECEIVE_QUEUE, FIRST), (SEND_QUEUE, send_from)] {
         set(fd, TCP_REPAIR_QUEUE, queue)?;
