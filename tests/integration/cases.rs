@@ -129,6 +129,7 @@ fn restored_ones_are_as_the_first(name: &str) {
     group.enable();
     let cases = [
         ("case-files", "fifo_before_its_first_writer"),
+        ("case-files", "status_flags"),
         ("case-sockets", "tcp_inside_segments"),
         ("case-terminal", "pty_closed_on_exec"),
     ];

@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/statfs.h>
@@ -1093,6 +1094,51 @@ CASE(pipe_reopened)
 	restored();
 	put(other, "x");
 	reads(both, "x");
+}
+
+/* What F_GETFL and F_GETFD tell of descriptors of all sorts. */
+CASE(status_flags)
+{
+	enum { MOST = 64 };
+	int all[MOST], before[MOST][2], count = 0, ends[2];
+	char name[64];
+#define HAS(fd) (all[count++] = must(fd))
+	int plain[] = { O_RDONLY, O_WRONLY | O_APPEND, O_RDWR | O_NONBLOCK, O_RDONLY | O_NOFOLLOW, O_WRONLY | O_DSYNC,
+			O_RDWR | O_SYNC | O_CLOEXEC, O_RDONLY | O_NOATIME, O_PATH, O_PATH | O_NOFOLLOW, O_RDONLY | O_TRUNC | O_CREAT };
+	write_file("plain", "text");
+	for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+		HAS(open(in_dir("plain"), plain[i], 0600));
+	HAS(open(in_dir(""), O_RDONLY | O_DIRECTORY));
+	HAS(open(in_dir(""), O_PATH | O_DIRECTORY | O_CLOEXEC));
+	HAS(open("/dev/null", O_RDWR));
+	HAS(open("/proc/self/status", O_RDONLY));
+	must(mkfifo(in_dir("fifo"), 0600));
+	HAS(open(in_dir("fifo"), O_RDWR | O_NONBLOCK));
+	HAS(open(in_dir("fifo"), O_RDONLY));
+	for (int flags = 0; flags < 4; flags++) {
+		must(pipe2(ends, (flags & 1 ? O_NONBLOCK : 0) | (flags & 2 ? O_DIRECT | O_CLOEXEC : 0)));
+		HAS(ends[0]);
+		HAS(ends[1]);
+	}
+	snprintf(name, sizeof name, "/proc/self/fd/%d", ends[0]);
+	HAS(open(name, O_RDONLY | O_NONBLOCK));
+	HAS(fcntl(ends[1], F_DUPFD_CLOEXEC, 0));
+	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends));
+	HAS(ends[0]);
+	HAS(ends[1]);
+	HAS(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+	HAS(eventfd(0, EFD_NONBLOCK));
+	HAS(memfd_create("m", 0));
+	HAS(open("/dev/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK));
+	for (int i = 0; i < count; i++) {
+		before[i][0] = fcntl(all[i], F_GETFL);
+		before[i][1] = fcntl(all[i], F_GETFD);
+	}
+	restored();
+	for (int i = 0; i < count; i++) {
+		expect(fcntl(all[i], F_GETFL) == before[i][0], "F_GETFL of the %dth is %o, was %o", i, fcntl(all[i], F_GETFL), before[i][0]);
+		expect(fcntl(all[i], F_GETFD) == before[i][1], "F_GETFD of the %dth is %x, was %x", i, fcntl(all[i], F_GETFD), before[i][1]);
+	}
 }
 
 static int echo_fd[2];

@@ -17,6 +17,9 @@ use super::file;
 use super::rebuild::Rebuild;
 use super::{Error, Refusal};
 
+/// O_LARGEFILE as the kernel has it: libc says 0 where all files are large.
+const LARGE_FILE: i32 = 0o100_000;
+
 /// The pipes met by a capture.
 #[derive(Debug, Default)]
 pub(super) struct Pipes {
@@ -147,18 +150,36 @@ fn content(reader: BorrowedFd<'_>, capacity: u32, packets: bool) -> Result<Vec<V
     Ok(if packets { content } else { vec![content.concat()] })
 }
 
-/// One end: opened anew through a descriptor that holds the pipe until all ends are made.
+/// What keeps a pipe until all its ends are made.
+#[derive(Debug)]
+pub struct Held {
+    /// Open for reading and writing, so that no end blocks or hangs up meanwhile.
+    base: OwnedFd,
+    /// What pipe2(2) gave to read and to write, until an end is made of it.
+    first: [Option<OwnedFd>; 2],
+}
+
+/// One end. What pipe2(2) gave is the end that it was; open(2) would add O_LARGEFILE, which the others have and F_GETFL tells.
 pub(super) fn create(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Result<(), Error> {
-    let base = match cx.pipes.remove(&pipe) {
-        Some(base) => base,
-        None => base(cx, record, pipe)?,
+    let mut held = match cx.pipes.remove(&pipe) {
+        Some(held) => held,
+        None => hold(cx, record, pipe)?,
     };
     let mode = record.flags as i32 & libc::O_ACCMODE;
-    let end = cx
-        .files
-        .reopen(base.as_fd(), mode | libc::O_NONBLOCK)
-        .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?;
-    cx.pipes.insert(pipe, base);
+    let is_first = record.flags as i32 & LARGE_FILE == 0;
+    let first = match mode {
+        libc::O_RDONLY if is_first => held.first[0].take(),
+        libc::O_WRONLY if is_first => held.first[1].take(),
+        _ => None,
+    };
+    let end = match first {
+        Some(end) => end,
+        None => cx
+            .files
+            .reopen(held.base.as_fd(), mode | libc::O_NONBLOCK)
+            .map_err(Error::call("open(/proc/self/fd)", cx.describe(record)))?,
+    };
+    cx.pipes.insert(pipe, held);
     cx.put(record.id, end)
 }
 
@@ -174,16 +195,17 @@ pub(super) fn forget_writer<'i>(cx: &mut Rebuild<'i>, record: &'i DescriptionRec
     cx.put(record.id, end)
 }
 
-/// A descriptor of the pipe, open for reading and writing so that no end blocks or hangs up meanwhile, with its content in it.
-fn base(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Result<OwnedFd, Error> {
+/// The pipe with its content in it.
+fn hold(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Result<Held, Error> {
     let pipe = cx.image.pipes.get(pipe.index()).ok_or_else(|| Error::Dangling(format!("pipe {pipe}")))?;
     let failed = |op| Error::call(op, cx.describe(record));
-    let base = match pipe.fifo {
-        Some(fifo) => cx.open_file(fifo, libc::O_RDWR | libc::O_NONBLOCK)?,
+    let both = libc::O_RDWR | libc::O_NONBLOCK;
+    let (base, first) = match pipe.fifo {
+        Some(fifo) => (cx.open_file(fifo, both)?, [None, None]),
         None => {
-            let (reader, _writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("pipe2"))?;
-            let both = libc::O_RDWR | libc::O_NONBLOCK;
-            cx.files.reopen(reader.as_fd(), both).map_err(failed("open(/proc/self/fd)"))?
+            let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(failed("pipe2"))?;
+            let base = cx.files.reopen(reader.as_fd(), both).map_err(failed("open(/proc/self/fd)"))?;
+            (base, [Some(reader), Some(writer)])
         }
     };
     let failed = |op| Error::call(op, cx.describe(record));
@@ -199,5 +221,5 @@ fn base(cx: &mut Rebuild<'_>, record: &DescriptionRecord, pipe: PipeId) -> Resul
             rest = &rest[n..];
         }
     }
-    Ok(base)
+    Ok(Held { base, first })
 }

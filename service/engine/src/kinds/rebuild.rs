@@ -117,7 +117,7 @@ pub(super) struct Rebuild<'i> {
     fds: Vec<Option<OwnedFd>>,
     pub files: OpenFiles,
     /// Each pipe while its ends are made.
-    pub pipes: HashMap<PipeId, OwnedFd>,
+    pub pipes: HashMap<PipeId, pipe::Held>,
     /// Each POSIX message queue while it is opened.
     pub queues: HashMap<QueueId, OwnedFd>,
     /// Addresses at which unix sockets can be connected to before they are published.
