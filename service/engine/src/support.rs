@@ -63,6 +63,7 @@ const FILES: &[Row] = &[
         "its content stays as it is at the restore",
     ),
     reset("delegation of a file server", "file-lease", ""),
+    reset("F_NOTIFY of a directory (dnotify)", "", "not kept; the kernel tells nobody of it"),
     reset("F_SET_RW_HINT; output of a pseudo-terminal that is stopped (TCOOFF)", "", "not kept"),
     refused("other terminals", "terminal", ""),
     refused("other character devices", "device", ""),
