@@ -105,16 +105,20 @@ fn lose_what_outlives_processes() {
     must(&["umount", place]);
 }
 
+/// One unit for each of these cases, by program and case.
+fn started(group: &Group, cases: &[(&str, &str)]) -> Vec<fixture::Victim> {
+    let start =
+        |(program, case): &(&str, &str)| group.victim_at(case, &fixture::victim_program(program), case, "");
+    cases.iter().map(start).collect()
+}
+
 /// What belongs to no process is known as the group's again at each checkpoint.
 fn ownerless_objects_are_the_groups_for_generations(name: &str) {
     let group = Group::new(name);
     group.enable();
     let cases =
         ["sysv_messages_empty_but_used", "sysv_messages", "sysv_segment_unattached_whole", "posix_queue"];
-    let victims: Vec<_> = cases
-        .iter()
-        .map(|case| group.victim_at(case, &fixture::victim_program("case-ipc"), case, ""))
-        .collect();
+    let victims = started(&group, &cases.map(|case| ("case-ipc", case)));
     for _ in 0..3 {
         group.checkpoint(&["--stop"]);
         lose_what_outlives_processes();
@@ -133,10 +137,7 @@ fn restored_ones_are_as_the_first(name: &str) {
         ("case-sockets", "tcp_inside_segments"),
         ("case-terminal", "pty_closed_on_exec"),
     ];
-    let victims: Vec<_> = cases
-        .iter()
-        .map(|(program, case)| group.victim_at(case, &fixture::victim_program(program), case, ""))
-        .collect();
+    let victims = started(&group, &cases);
     for _ in 0..3 {
         group.checkpoint(&["--stop"]);
         group.restore();
@@ -155,10 +156,7 @@ fn a_checkpoint_before_the_last_is_not_noticed(name: &str) {
         ("case-time", "recv_of_all_unix"),
         ("case-time", "limits_keep_their_rest"),
     ];
-    let victims: Vec<_> = cases
-        .iter()
-        .map(|(program, case)| group.victim_at(case, &fixture::victim_program(program), case, ""))
-        .collect();
+    let victims = started(&group, &cases);
     assert_eq!(group.checkpoint(&[])["kind"], "full");
     assert_eq!(group.checkpoint(&["--stop"])["kind"], "incremental");
     lose_what_outlives_processes();

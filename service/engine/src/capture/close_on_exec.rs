@@ -23,9 +23,7 @@ pub fn ask(
         let question = |fd| Question::result(libc::SYS_fcntl, [fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0]);
         let questions = unsure.iter().map(|descriptor| question(descriptor.fd)).collect();
         let mut conversation = Conversation::new(vec![questions]);
-        while conversation.begin_round(live)? {
-            conversation.end_round(live, deadline)?;
-        }
+        conversation.hold(live, deadline)?;
         for (descriptor, answer) in unsure.iter_mut().zip(conversation.answers().into_iter().flatten()) {
             if let Ok(flags) = answer.result {
                 descriptor.cloexec = flags & libc::FD_CLOEXEC as u64 != 0;

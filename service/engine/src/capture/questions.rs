@@ -71,6 +71,16 @@ impl Conversation {
         Self { answers, asked: vec![0; questions.len()], questions, round: Vec::new() }
     }
 
+    /// Asks all of one member that is not asked side by side with others.
+    ///
+    /// Errors: those of running batches.
+    pub fn hold(&mut self, live: &mut Live, deadline: Deadline) -> Result<(), ckpt_sys::Error> {
+        while self.begin_round(live)? {
+            self.end_round(live, deadline)?;
+        }
+        Ok(())
+    }
+
     /// Sets a round of batches going, without waiting; false if all is asked.
     pub fn begin_round(&mut self, live: &mut Live) -> Result<bool, ckpt_sys::Error> {
         for (thread, list) in self.questions.iter().enumerate() {

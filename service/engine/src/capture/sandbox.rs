@@ -4,11 +4,14 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use ckpt_sys::namespace::aside;
 use ckpt_sys::proc_file::read_text;
 use nix::sched::CloneFlags;
 use nix::sys::utsname::uname;
+
+use crate::storage::mounts::{Mount, parse_line};
 
 /// File systems that the kernel makes anew at each mount, and that show the same everywhere.
 const OF_THE_KERNEL: [&str; 2] = ["proc", "sysfs"];
@@ -30,27 +33,23 @@ pub(super) fn is_alike(kind: &str, one: i32, other: i32) -> bool {
     }
 }
 
-/// What is mounted where a process lives, told without the numbers that the kernel gives out: in some order.
-fn mounts(pid: i32) -> Option<Vec<String>> {
+/// What is mounted where a process lives, told without the numbers that the kernel gives out.
+fn mounts(pid: i32) -> Option<Vec<Mount>> {
     shapes(&read_text(format!("/proc/{pid}/mountinfo")).ok()?)
 }
 
-/// proc_pid_mountinfo(5). Left out are the ids of mounts and of peer groups and, where each mount has its own, the device.
-fn shapes(mountinfo: &str) -> Option<Vec<String>> {
-    let mut all = mountinfo.lines().map(shape).collect::<Option<Vec<_>>>()?;
+/// In some order; left out are the ids of mounts and of peer groups and, where each mount has its own, the device. `None`: not understood.
+fn shapes(mountinfo: &str) -> Option<Vec<Mount>> {
+    let mut all = mountinfo.lines().map(|line| parse_line(line).map(shape)).collect::<Option<Vec<_>>>()?;
     all.sort_unstable();
     (!all.is_empty()).then_some(all)
 }
 
-fn shape(line: &str) -> Option<String> {
-    let (mount, fs) = line.split_once(" - ")?;
-    let mut words = mount.split(' ').skip(2);
-    let (device, root, point, options) = (words.next()?, words.next()?, words.next()?, words.next()?);
-    let tags: Vec<_> = words.map(|tag| tag.split(':').next().unwrap_or(tag)).collect();
-    let fs_type = fs.split(' ').next()?;
-    let is_made_anew = OF_THE_KERNEL.contains(&fs_type) || DEVICES == (fs_type, point);
-    let device = if is_made_anew { "" } else { device };
-    Some(format!("{device} {root} {point} {options} {} {fs}", tags.join(" ")))
+fn shape(mount: Mount) -> Mount {
+    let fs_type = mount.fs_type.as_str();
+    let is_made_anew = OF_THE_KERNEL.contains(&fs_type)
+        || (fs_type, mount.point.as_path()) == (DEVICES.0, Path::new(DEVICES.1));
+    Mount { id: 0, device: if is_made_anew { 0 } else { mount.device }, ..mount }
 }
 
 /// Host and domain name where a process lives.

@@ -256,9 +256,7 @@ fn attach_for_a_moment(
         Question::result(libc::SYS_shmdt, [at, 0, 0, 0, 0, 0]),
     ];
     let mut conversation = Conversation::new(vec![questions]);
-    while conversation.begin_round(live).map_err(failed)? {
-        conversation.end_round(live, deadline).map_err(failed)?;
-    }
+    conversation.hold(live, deadline).map_err(failed)?;
     Ok(conversation.answers().iter().flatten().all(|answer| answer.result.is_ok()))
 }
 

@@ -134,6 +134,16 @@ impl Line {
         Ok(Self { socket, address })
     }
 
+    /// That of this service; `None` where no systemd started it.
+    pub fn own() -> Result<Option<Self>, Errno> {
+        std::env::var_os("NOTIFY_SOCKET").map(|address| Self::to(address.as_bytes())).transpose()
+    }
+
+    /// Has a descriptor kept, under a name, beyond the end of this process.
+    pub fn store(&self, name: &str, fd: RawFd) -> Result<(), Errno> {
+        self.say(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), &[fd])
+    }
+
     /// Says something, and gives descriptors with it.
     pub fn say(&self, text: &str, fds: &[RawFd]) -> Result<(), Errno> {
         let parts = [IoSlice::new(text.as_bytes())];

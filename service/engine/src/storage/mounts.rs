@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 
 /// One line of mountinfo.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Mount {
     /// Id of the mount.
     pub id: u64,
@@ -21,10 +21,14 @@ pub(crate) struct Mount {
     pub point: PathBuf,
     /// Options of the mount itself.
     pub options: String,
+    /// What it propagates (shared, master, …), without the numbers of peer groups.
+    pub tags: Vec<String>,
     /// Type of the file system.
     pub fs_type: String,
     /// What it is mounted from.
     pub source: String,
+    /// Options of the file system.
+    pub fs_options: String,
 }
 
 /// The lines of a mountinfo; lines that do not look like one are left out.
@@ -32,7 +36,8 @@ pub(crate) fn parse(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_line).collect()
 }
 
-fn parse_line(line: &str) -> Option<Mount> {
+/// One line; `None` if it does not look like one.
+pub(crate) fn parse_line(line: &str) -> Option<Mount> {
     let (before, after) = line.split_once(" - ")?;
     let before: Vec<&str> = before.split(' ').collect();
     let after: Vec<&str> = after.split(' ').collect();
@@ -43,8 +48,10 @@ fn parse_line(line: &str) -> Option<Mount> {
         root: unescape(before.get(3)?),
         point: unescape(before.get(4)?),
         options: (*before.get(5)?).to_string(),
+        tags: before[6..].iter().map(|tag| tag.split(':').next().unwrap_or(tag).to_string()).collect(),
         fs_type: (*after.first()?).to_string(),
         source: unescape(after.get(1)?).to_string_lossy().into_owned(),
+        fs_options: (*after.get(2)?).to_string(),
     })
 }
 
@@ -135,8 +142,10 @@ mod tests {
                 root: "/web site".into(),
                 point: "/srv/web".into(),
                 options: "rw,noatime".into(),
+                tags: vec!["shared".into(), "master".into()],
                 fs_type: "btrfs".into(),
-                source: "/dev/loop0".into()
+                source: "/dev/loop0".into(),
+                fs_options: "rw,space_cache=v2,subvolid=256".into()
             }
         );
         assert_eq!(unescape("a\\134b\\9"), PathBuf::from("a\\b\\9"));

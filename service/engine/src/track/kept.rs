@@ -13,8 +13,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -79,9 +78,7 @@ struct OfGroup {
 impl Kept {
     /// Takes what was kept and passed to this process, by name: the chains of groups that go on. All else is let go.
     pub fn open(passed: Vec<(String, OwnedFd)>) -> (Self, HashMap<String, Chain>) {
-        let address = std::env::var_os("NOTIFY_SOCKET");
-        let line = address.and_then(|address| Line::to(address.as_bytes()).ok());
-        let mut kept = Self { line, groups: Mutex::default() };
+        let mut kept = Self { line: Line::own().unwrap_or_default(), groups: Mutex::default() };
         let chains = kept.take(passed);
         (kept, chains)
     }
@@ -133,7 +130,7 @@ impl Kept {
         self.remove(kept.watches.difference(&now));
         for (fd, _, trace) in spaces.iter().filter(|(_, _, trace)| !kept.watches.contains(&trace.name)) {
             // One that did not come to systemd is not passed to the next ckptd, for which its space is new.
-            let _ = put(line, &trace.name, *fd);
+            let _ = line.store(&trace.name, fd.as_raw_fd());
         }
         kept.watches = now;
         let spaces =
@@ -194,12 +191,8 @@ fn chain(ledger: Ledger, watches: &mut BTreeMap<String, OwnedFd>) -> Option<Chai
 
 fn new_ledger(line: &Line, group: &str) -> Result<File, Errno> {
     let file = memfd_create(c"ckpt-ledger", MFdFlags::MFD_CLOEXEC).map(File::from)?;
-    put(line, &format!("{LEDGER}{group}"), file.as_fd())?;
+    line.store(&format!("{LEDGER}{group}"), file.as_raw_fd())?;
     Ok(file)
-}
-
-fn put(line: &Line, name: &str, fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    line.say(&format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), &[fd.as_raw_fd()])
 }
 
 fn write(file: &File, ledger: &Ledger) -> std::io::Result<()> {

@@ -33,8 +33,7 @@ pub type Kept = (OwnedFd, Vec<OwnedFd>);
 impl Store {
     /// Of this service.
     pub fn open() -> Result<Self, Errno> {
-        let address = std::env::var_os("NOTIFY_SOCKET");
-        Ok(Self { line: address.map(|address| Line::to(address.as_bytes())).transpose()? })
+        Ok(Self { line: Line::own()? })
     }
 
     /// Says that the service has begun.
@@ -45,14 +44,13 @@ impl Store {
 
     /// Has a descriptor kept under its number. What is not kept is as safe as the processes that have it open.
     pub fn put(&self, fd: RawFd) {
-        let text = format!("FDSTORE=1\nFDNAME={NUMBERED}{fd}\nFDPOLL=0");
-        let _ = self.line.as_ref().map(|line| line.say(&text, &[fd]));
+        let _ = self.line.as_ref().map(|line| line.store(&format!("{NUMBERED}{fd}"), fd));
     }
 
     /// Has the estate kept, after all that it tells of; waits until systemd has it.
     pub fn seal(&self, estate: RawFd) -> Result<(), Errno> {
         let Some(line) = &self.line else { return Ok(()) };
-        line.say(&format!("FDSTORE=1\nFDNAME={ESTATE}\nFDPOLL=0"), &[estate])?;
+        line.store(ESTATE, estate)?;
         line.barrier()
     }
 
